@@ -1,0 +1,220 @@
+"""What the shim needs of a VM: the Machine interface.
+
+`vmm/qemu*.py` is the real one; `vmm/fake.py` is the one simulations and the conformance mutants run on. Both pass
+tests/vmm/machine_suite.py, so the fake can be believed.
+
+A Machine decides nothing. It reports what the VM says and does what it is told; whether the guest may run is decided in
+`session/`, and `run_vcpus` is the one place through which virtual CPUs ever start.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from sandshift.sandbox.shape import MachineShape
+
+
+class RunState(enum.Enum):
+    """QEMU's run states, as far as anybody here distinguishes them. Source: qapi/run-state.json."""
+
+    PRELAUNCH = "prelaunch"
+    RUNNING = "running"
+    PAUSED = "paused"
+    INMIGRATE = "inmigrate"
+    FINISH_MIGRATE = "finish-migrate"
+    """Stopped by a migration of its own that is not over."""
+    POSTMIGRATE = "postmigrate"
+    """Everything is out: it cannot resume by itself any more."""
+    SHUTDOWN = "shutdown"
+    GUEST_PANICKED = "guest-panicked"
+    INTERNAL_ERROR = "internal-error"
+    DEAD = "dead"
+    """The VM process is gone."""
+
+
+class MigrationStatus(enum.Enum):
+    """QEMU's MigrationStatus, as far as pre-copy knows it. Source: qapi/migration.json."""
+
+    NONE = "none"
+    SETUP = "setup"
+    ACTIVE = "active"
+    PRE_SWITCHOVER = "pre-switchover"
+    DEVICE = "device"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLING = "cancelling"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True)
+class MigrationInfo:
+    """One answer of query-migrate. Bytes, milliseconds, bytes per second."""
+
+    status: MigrationStatus
+    error: str = ""
+    total_ms: int = 0
+    downtime_ms: int = 0
+    setup_ms: int = 0
+    expected_downtime_ms: int = 0
+    ram_total_bytes: int = 0
+    ram_transferred_bytes: int = 0
+    ram_remaining_bytes: int = 0
+    dirty_bytes_per_s: int = 0
+    bytes_per_s: int = 0
+    passes: int = 0
+    """QEMU's dirty-sync-count."""
+    throttle_percent: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class MachineEvent:
+    """Something the VM said. `name` is QMP's: STOP, RESUME, MIGRATION, MIGRATION_PASS, SHUTDOWN, RESET, GUEST_PANICKED;
+    and DEAD, ours, once and last: the process is gone (data: {"returncode": int | None, "stderr": str})."""
+
+    name: str
+    data: Mapping[str, object]
+    at_us: int
+    """The VM process's host clock, microseconds since the epoch: QMP's timestamp."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelSecurity:
+    """How the stream on the handed socket is protected."""
+
+    psk: bytes = field(default=b"", repr=False)
+    """TLS-PSK key, 32 bytes; empty: the stream is in the clear."""
+
+
+@dataclass(frozen=True, slots=True)
+class TransferSettings:
+    """What a transfer may use. Changeable while it runs, by `tune`."""
+
+    bandwidth_bytes_per_s: int
+    """0: unlimited."""
+    downtime_limit_ms: int
+    throttle_percent: int = 0
+    """Guest CPU throttle in force now, 0 to 99: 0 is none. Driven from outside, never by QEMU's own ladder."""
+    xbzrle_cache_bytes: int = 0
+    """0: no delta compression."""
+
+
+class Machine(Protocol):
+    """One VM process. Methods raise errors of `sandshift.errors`: Unavailable for a VM that does not answer."""
+
+    @property
+    def shape(self) -> MachineShape: ...
+
+    @property
+    def pid(self) -> int: ...
+
+    @property
+    def alive(self) -> bool:
+        """Whether the VM process exists. Cheap; looked at before every decision."""
+        ...
+
+    @property
+    def agent_socket(self) -> Path:
+        """Unix socket of the virtio-serial port that the agent listens on. Connect before vCPUs start."""
+        ...
+
+    async def run_state(self) -> RunState: ...
+
+    async def run_vcpus(self, licence: object) -> None:
+        """Start the virtual CPUs. The one place that does; `licence` is the session's proof of the right to run.
+
+        Returns when the VM runs. Raises IllegalMove with the VM's own words if it refused and still has not run.
+        """
+        ...
+
+    async def stop_vcpus(self) -> None: ...
+
+    async def destroy(self) -> None:
+        """End the VM process and everything it holds. Idempotent; returns when the process is gone."""
+        ...
+
+    def events(self) -> AsyncIterator[MachineEvent]:
+        """All that the VM says from now on, in order. Several listeners may listen; each gets everything."""
+        ...
+
+    async def migrate_out(self, channel_fd: int, security: ChannelSecurity, settings: TransferSettings) -> None:
+        """Begin to send the guest over `channel_fd` (duplicated: the caller keeps its own). Returns once it is under way.
+
+        return-path, pause-before-switchover, events and validate-uuid are always on.
+        """
+        ...
+
+    async def migrate_in(self, channel_fd: int, security: ChannelSecurity) -> None:
+        """Begin to receive on `channel_fd`. The VM stays stopped, whatever comes."""
+        ...
+
+    async def switch_over(self) -> None:
+        """From PRE_SWITCHOVER: send the rest."""
+        ...
+
+    async def cancel_transfer(self) -> None:
+        """End a transfer that is not complete; the source resumes by itself. No effect after COMPLETED."""
+        ...
+
+    async def tune(self, settings: TransferSettings) -> None: ...
+
+    async def migration_info(self) -> MigrationInfo: ...
+
+    async def keep_channel(self, channel_fd: int) -> None:
+        """Let the VM process hold a second, named copy of the channel, so that it outlives the shim (getfd)."""
+        ...
+
+    async def drop_channel(self) -> None:
+        """Close that copy, if there is one."""
+        ...
+
+    async def memory_digest(self) -> bytes:
+        """xxh3_128 over the guest's memory, which must be stopped. Needs `shape.shared_memory`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class DiskSource:
+    """Where on this host the content of the shape's disk device `device_id` lies."""
+
+    device_id: str
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class MachineSpec:
+    """All that a VM process is made from: the shape, and this host's places for it."""
+
+    name: str
+    """Shows in the process list."""
+    shape: MachineShape
+    run_dir: Path
+    """QMP and agent sockets, pid file, stderr, serial console. Mode 0700; exists."""
+    kernel: Path
+    initramfs: Path
+    disks: tuple[DiskSource, ...] = ()
+    taps: Mapping[str, str] = field(default_factory=dict)
+    """Card's device id -> name of a tap that exists in the VM process's network namespace."""
+
+
+class Vmm(Protocol):
+    """Makes VMs, and finds those that are still there."""
+
+    async def start(self, spec: MachineSpec) -> Machine:
+        """A cold VM, ready to boot, its vCPUs not started."""
+        ...
+
+    async def start_from_template(self, spec: MachineSpec, template: Path) -> Machine:
+        """A VM loaded from the template file, stopped, its vCPUs not started."""
+        ...
+
+    async def start_incoming(self, spec: MachineSpec) -> Machine:
+        """A VM that waits for `migrate_in`, stopped."""
+        ...
+
+    async def reattach(self, spec: MachineSpec) -> Machine | None:
+        """The VM process that a former shim started in `spec.run_dir`, if it is still alive; None if it is not."""
+        ...
