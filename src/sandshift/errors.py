@@ -13,8 +13,9 @@
     ├── Unavailable         retry                                         UNAVAILABLE
     ├── TimedOut            ask for the outcome; it may have happened     DEADLINE_EXCEEDED
     ├── PeerProtocolError   drop the connection                           INTERNAL
-    └── Damaged             use the other copy                            DATA_LOSS
-        └── GuestLost       page a human                                  DATA_LOSS
+    ├── Damaged             use the other copy                            DATA_LOSS
+    │   └── GuestLost       page a human                                  DATA_LOSS
+    └── Defect              report it: it is our bug                      UNKNOWN
 
 Messages are sentences that name the object and the number and say what to do. They never repeat their cause
 (``raise ... from`` shows it) and hold no secrets.
@@ -104,3 +105,7 @@ class Damaged(SandshiftError):
 
 class GuestLost(Damaged):
     """Gone on both sides."""
+
+
+class Defect(SandshiftError):
+    """Something failed that nobody foresaw: the log of the process that answered has the traceback."""
