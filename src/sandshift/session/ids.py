@@ -1,0 +1,106 @@
+"""The names of a session's parts: which are valid, and how a session is called on disk.
+
+A session id comes from a stranger and may be any printable text, so it is never part of a path: `session_name` is.
+A sandbox or container id follows containerd's rule for identifiers and is safe in a path.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import re
+from typing import Final, NewType
+
+from sandshift.errors import Rejected
+from sandshift.wire.sandshift import state_pb2
+
+SessionId = NewType("SessionId", str)
+SandboxId = NewType("SandboxId", str)
+ContainerId = NewType("ContainerId", str)
+
+SESSION_ID_BYTES_MAX: Final = 256
+IDENTIFIER_CHARACTERS_MAX: Final = 76
+"""Source: containerd pkg/identifiers."""
+KEY_ID_BYTES: Final = 8
+
+_IDENTIFIER: Final = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*", re.ASCII)
+_SHOWN_CHARACTERS_MAX: Final = 80
+
+
+class Side(enum.Enum):
+    """Which end of a migration a shim is."""
+
+    SOURCE = "source"
+    DESTINATION = "destination"
+
+    @property
+    def proto(self) -> state_pb2.Side.ValueType:
+        return state_pb2.SIDE_SOURCE if self is Side.SOURCE else state_pb2.SIDE_DESTINATION
+
+    @property
+    def peer(self) -> Side:
+        return Side.DESTINATION if self is Side.SOURCE else Side.SOURCE
+
+
+def session_id(value: str) -> SessionId:
+    """Check a session id: 1 to 256 bytes of printable UTF-8 (contract 4.16).
+
+    Raises:
+        Rejected: it is empty, too long, or holds a character that is not printable.
+    """
+    if not value:
+        raise Rejected("session_id is empty: give 1 to 256 bytes of printable text")
+    if not value.isprintable():
+        raise Rejected(f"session_id {shown(value)} holds a character that is not printable")
+    if (size_bytes := len(value.encode())) > SESSION_ID_BYTES_MAX:
+        raise Rejected(
+            f"session_id {shown(value)} has {size_bytes} bytes: at most {SESSION_ID_BYTES_MAX} are allowed"
+        )
+    return SessionId(value)
+
+
+def sandbox_id(value: str) -> SandboxId:
+    """Check a sandbox id by containerd's rule.
+
+    Raises:
+        Rejected: it breaks the rule.
+    """
+    return SandboxId(_identifier("sandbox_id", value))
+
+
+def container_id(value: str) -> ContainerId:
+    """Check a container id by containerd's rule.
+
+    Raises:
+        Rejected: it breaks the rule.
+    """
+    return ContainerId(_identifier("container id", value))
+
+
+def session_name(session: SessionId) -> str:
+    """Name of a session in paths: 64 hexadecimal digits."""
+    return hashlib.sha256(session.encode()).hexdigest()
+
+
+def key_id(session_key: bytes) -> bytes:
+    """Public name of a session key: tells two sessions of the same id apart and gives nothing of the key away."""
+    return hashlib.sha256(session_key).digest()[:KEY_ID_BYTES]
+
+
+def shown(value: str) -> str:
+    """`value` as it may stand in a message: quoted, escaped, cut at 80 characters."""
+    cut = value if len(value) <= _SHOWN_CHARACTERS_MAX else value[:_SHOWN_CHARACTERS_MAX] + "..."
+    return repr(cut)
+
+
+def _identifier(name: str, value: str) -> str:
+    """Letters and digits in runs joined by single '.', '_' or '-'; at most 76. Source: containerd pkg/identifiers."""
+    if not value:
+        raise Rejected(f"{name} is empty")
+    if len(value) > IDENTIFIER_CHARACTERS_MAX:
+        raise Rejected(
+            f"{name} {shown(value)} has {len(value)} characters: at most {IDENTIFIER_CHARACTERS_MAX} are allowed"
+        )
+    if not _IDENTIFIER.fullmatch(value):
+        raise Rejected(f"{name} {shown(value)} must be letters and digits, joined by single '.', '_' or '-'")
+    return value
