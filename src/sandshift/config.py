@@ -6,6 +6,7 @@ two files whose places and network namespace differ.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import tomllib
@@ -18,6 +19,8 @@ from sandshift.errors import Rejected
 
 DEFAULT_PATH: Final = Path("/etc/sandshift/config.toml")
 PATH_VARIABLE: Final = "SANDSHIFT_CONFIG"
+SOCKET_PATH_BYTES_MAX: Final = 106
+"""What containerd dials, and Linux takes."""
 
 
 class Host(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -99,6 +102,14 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     def sandbox_run_dir(self, namespace: str, sandbox_id: str) -> Path:
         return Path(self.places.run_dir) / namespace / sandbox_id
+
+    def shim_socket(self, namespace: str, sandbox_id: str) -> Path:
+        """Where the sandbox's shim listens. A path too long for a Unix socket gets a hashed name instead."""
+        path = self.sandbox_run_dir(namespace, sandbox_id) / "shim.sock"
+        if len(os.fsencode(path)) <= SOCKET_PATH_BYTES_MAX:
+            return path
+        digest = hashlib.sha256(f"{namespace}/{sandbox_id}".encode()).hexdigest()
+        return Path(self.places.run_dir) / "s" / f"{digest[:32]}.sock"
 
     def sandbox_state_dir(self, namespace: str, sandbox_id: str) -> Path:
         return Path(self.places.state_dir) / "sandboxes" / namespace / sandbox_id
