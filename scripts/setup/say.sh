@@ -1,0 +1,32 @@
+# shellcheck shell=sh
+# How the set-up talks: one line each, on stderr.
+
+say() { printf 'run: %s\n' "$*" >&2; }
+
+die() {
+    printf 'run: %s\n' "$*" >&2
+    exit 1
+}
+
+# quietly LOG WHAT COMMAND...: runs it with its output in LOG; on failure its last lines are shown and the set-up ends with WHAT.
+quietly() {
+    quiet_log=$1
+    quiet_what=$2
+    shift 2
+    mkdir -p "$(dirname "$quiet_log")"
+    "$@" >"$quiet_log" 2>&1 </dev/null || {
+        tail -n 5 "$quiet_log" | sed 's/^/    /' >&2
+        die "$quiet_what (all of it: $quiet_log)"
+    }
+}
+
+has() { command -v "$1" >/dev/null 2>&1; }
+
+# room_for FOLDER MIB WHAT: the disk under FOLDER (or its nearest parent) has that much left.
+room_for() {
+    room_folder=$1
+    while [ ! -d "$room_folder" ]; do room_folder=$(dirname "$room_folder"); done
+    room_free_mib=$(df -Pm "$room_folder" | awk 'NR == 2 {print $4}')
+    [ "${room_free_mib:-0}" -ge "$2" ] ||
+        die "$3 needs $2 MiB under $1 and $room_free_mib MiB are free: make room there"
+}

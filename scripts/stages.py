@@ -1,0 +1,170 @@
+"""What `./run test` and `./run check` do, stage by stage, each with its clock.
+
+A stage is a command; the first that fails ends the run and is named. The last line adds up all stages:
+`N passed, N failed`, where a stage of pytest counts its tests and any other stage counts one.
+"""
+
+from __future__ import annotations
+
+import filecmp
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ET
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+RESULTS: Final = ROOT / ".cache" / "results"
+GENERATED: Final = ("src/sandshift/wire", "src/ttrpc/wire")
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    passed: int = 0
+    failed: int = 0
+    skipped: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(self.passed + other.passed, self.failed + other.failed, self.skipped + other.skipped)
+
+    def __str__(self) -> str:
+        text = f"{self.passed} passed, {self.failed} failed"
+        return f"{text}, {self.skipped} skipped" if self.skipped else text
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One command. `bound_s` is how long it may take before it is ended and counts as failed."""
+
+    name: str
+    arguments: tuple[str, ...]
+    bound_s: float = 300.0
+    is_pytest: bool = field(default=False)
+
+
+def pytest_stage(name: str, *arguments: str, bound_s: float) -> Stage:
+    # -p no:cacheprovider: a run as root leaves no cache that the user's next run cannot write.
+    command = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--junitxml={RESULTS / name}.xml")
+    return Stage(name, (*command, *arguments), bound_s, is_pytest=True)
+
+
+CHECK: Final = (
+    Stage("format", ("ruff", "format", "--check", "--quiet")),
+    Stage("lint", ("ruff", "check", "--quiet")),
+    Stage("types", ("mypy",)),
+    Stage("imports", ("lint-imports",)),
+    Stage("generated", (sys.executable, __file__, "compare-generated")),
+)
+FAST: Final = (
+    *CHECK,
+    pytest_stage("tests", "-m", "not vm and not full", bound_s=600),
+)
+DEFAULT: Final = (
+    *FAST,
+    pytest_stage("vm-tests", "-m", "vm and not full", bound_s=1500),
+)
+FULL: Final = (pytest_stage("full-tests", "-m", "full", bound_s=3000),)
+CONTAINERD: Final = (pytest_stage("containerd", "tests/containerd", bound_s=1800),)
+LEVELS: Final = {"check": CHECK, "fast": FAST, "default": DEFAULT, "full": FULL, "containerd": CONTAINERD}
+
+
+def compare_generated() -> int:
+    """Generate into a scratch copy and compare: 0 when what is committed is current."""
+    with tempfile.TemporaryDirectory(prefix="sandshift-generated-") as scratch:
+        copy = Path(scratch)
+        for folder in ("proto", "src", "scripts"):
+            shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
+        environment = {**os.environ, "SANDSHIFT_VENV": str(ROOT / os.environ.get("SANDSHIFT_VENV", ".venv"))}
+        subprocess.run([copy / "scripts" / "generate"], env=environment, check=True, timeout=120)
+        stale = [name for folder in GENERATED for name in differing(ROOT / folder, copy / folder)]
+    for name in stale:
+        print(f"{name} is not what proto/ gives: ./run gen, then commit it", file=sys.stderr)
+    return 1 if stale else 0
+
+
+def differing(committed: Path, fresh: Path) -> list[str]:
+    """Paths below the two folders whose bytes differ or which only one of them has; compiled files are not looked at."""
+    names = {
+        path.relative_to(folder)
+        for folder in (committed, fresh)
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix in {".py", ".pyi"}
+    }
+    return sorted(
+        str((committed / name).relative_to(ROOT))
+        for name in names
+        if not ((committed / name).exists() and (fresh / name).exists())
+        or not filecmp.cmp(committed / name, fresh / name, shallow=False)
+    )
+
+
+def run(stage: Stage) -> Counts:
+    """Run one stage to its end or its bound; its output goes to ours."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / f"{stage.name}.xml").unlink(missing_ok=True)
+    try:
+        code = subprocess.run(stage.arguments, cwd=ROOT, timeout=stage.bound_s, check=False).returncode
+    except FileNotFoundError as error:
+        print(f"stage {stage.name}: {error.filename} is not installed: ./run setup fast", file=sys.stderr)
+        code = 127
+    except subprocess.TimeoutExpired:
+        print(f"stage {stage.name}: ended after its bound of {stage.bound_s:.0f} s", file=sys.stderr)
+        code = 124
+    if not stage.is_pytest:
+        return Counts(passed=1) if code == 0 else Counts(failed=1)
+    counts = pytest_counts(RESULTS / f"{stage.name}.xml")
+    return counts if code == 0 or counts.failed else counts + Counts(failed=1)
+
+
+def pytest_counts(report: Path) -> Counts:
+    """What a JUnit report says; nothing when there is none, as after a crash."""
+    try:
+        suite = ET.parse(report).getroot().find("testsuite")  # noqa: S314 - written by our own pytest
+    except (OSError, ET.ParseError):
+        suite = None
+    if suite is None:
+        return Counts()
+    tests, failures, errors, skipped = (
+        int(suite.get(key, "0")) for key in ("tests", "failures", "errors", "skipped")
+    )
+    return Counts(tests - failures - errors - skipped, failures + errors, skipped)
+
+
+def run_all(stages: tuple[Stage, ...], *, keep_going: bool) -> int:
+    """Run the stages in order, all of them when `keep_going`, else up to the first that fails; 0 when none failed."""
+    total = Counts()
+    for stage in stages:
+        print(f"== {stage.name}", file=sys.stderr, flush=True)
+        started_s = time.monotonic()
+        counts = run(stage)
+        total += counts
+        verdict = "FAILED" if counts.failed else "ok"
+        print(
+            f"== {stage.name}: {verdict}, {time.monotonic() - started_s:.1f} s", file=sys.stderr, flush=True
+        )
+        if counts.failed and not keep_going:
+            print(f"stage {stage.name} failed: the stages after it were not run", file=sys.stderr, flush=True)
+            break
+    print(total, flush=True)
+    return 1 if total.failed else 0
+
+
+def main(arguments: list[str]) -> int:
+    if arguments == ["compare-generated"]:
+        return compare_generated()
+    if len(arguments) != 1 or arguments[0] not in LEVELS:
+        print(f"usage: stages.py {'|'.join(LEVELS)}", file=sys.stderr)
+        return 2
+    try:
+        return run_all(LEVELS[arguments[0]], keep_going=arguments[0] == "check")
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
