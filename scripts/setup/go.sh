@@ -1,4 +1,5 @@
 # shellcheck shell=sh
+# shellcheck disable=SC2154 # `distribution_codename` is set by system.sh
 # Go, for the tests against containerd's own ttrpc. A person may do without; in CI it has to be there.
 
 GO_MINOR_MIN=22

@@ -1,4 +1,5 @@
 # shellcheck shell=sh
+# shellcheck disable=SC2154 # `command` is set by ../../run, which sources this
 # What comes from the distribution: which one it is, root, packages. Says what it installs; quick when nothing is missing.
 
 OS_RELEASE=${SANDSHIFT_OS_RELEASE:-/etc/os-release} # tests put another file here
@@ -10,7 +11,7 @@ LOCK_WAIT_S=900
 
 distribution() {
     [ -r "$OS_RELEASE" ] || die "$OS_RELEASE cannot be read, so the distribution is unknown; supported are $SUPPORTED"
-    # shellcheck disable=SC2046
+    # shellcheck disable=SC2046,SC1090 # split on purpose; the file is the distribution's
     set -- $(. "$OS_RELEASE" && printf '%s %s %s' "${ID:-unknown}" "${VERSION_ID:-0}" "${VERSION_CODENAME:-unknown}")
     distribution_id=$1
     distribution_version=$2
@@ -63,8 +64,9 @@ run_as_root() {
 benches() {
     for bench_file in bench/*.py bench/*/__main__.py; do
         case $bench_file in
-        *'*'* | */_*.py) ;;
+        *'*'*) ;;
         */__main__.py) basename "$(dirname "$bench_file")" ;;
+        bench/_*.py) ;;
         *) basename "$bench_file" .py ;;
         esac
     done | sort | tr '\n' ' '
