@@ -140,7 +140,9 @@ class Machine(Protocol):
         """All that the VM says from now on, in order. Several listeners may listen; each gets everything."""
         ...
 
-    async def migrate_out(self, channel_fd: int, security: ChannelSecurity, settings: TransferSettings) -> None:
+    async def migrate_out(
+        self, channel_fd: int, security: ChannelSecurity, settings: TransferSettings
+    ) -> None:
         """Begin to send the guest over `channel_fd` (duplicated: the caller keeps its own). Returns once it is under way.
 
         return-path, pause-before-switchover, events and validate-uuid are always on.
