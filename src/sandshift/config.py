@@ -164,5 +164,7 @@ def _problems(config: Config) -> list[str]:
         if not (folder := getattr(config.places, place)).startswith("/"):
             found.append(f"places.{place} = {folder!r} must be an absolute path")
     if config.vm.machine_type and not re.fullmatch(r"pc-(q35|i440fx)-\d+\.\d+", config.vm.machine_type):
-        found.append(f"vm.machine_type = {config.vm.machine_type!r} must be a versioned type such as pc-q35-10.0")
+        found.append(
+            f"vm.machine_type = {config.vm.machine_type!r} must be a versioned type such as pc-q35-10.0"
+        )
     return found
