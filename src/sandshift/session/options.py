@@ -55,6 +55,10 @@ class Backend:
         return cls(name=f"QEMU {version}", memory_digest=shared_memory)
 
 
+ANY_BACKEND: Final = Backend("a peer's VM", memory_digest=True, compression_workers_max=UINT32_MAX)
+"""For reading the other side's options: what it can honour is its own business."""
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """InitializeOptions as asked for; None where nothing was said, and then the defaults of precopy.py hold.
