@@ -1,0 +1,141 @@
+"""The lab on the real kernel: it stands, it is one network, and nothing of it is left afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sandshift import net
+from sandshift.cli.demo.lab import open_lab
+from sandshift.cli.demo.topology import NAMESPACE_PREFIX
+from sandshift.errors import Rejected
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+
+def namespaces_of(lab_id: str) -> list[Path]:
+    return list(Path("/run/netns").glob(f"{NAMESPACE_PREFIX}{lab_id}-*"))
+
+
+async def test_the_client_and_both_hosts_reach_each_other_across_the_switch(tmp_path):
+    async with open_lab(labs_folder=tmp_path / "labs") as lab:
+        for listening, calling in [
+            (lab.host_a, lab.host_b.namespace),
+            (lab.host_b, lab.host_a.namespace),
+            (lab.host_a, lab.client_namespace),
+        ]:
+            with net.listen_tcp(listening.namespace, listening.address) as listener:
+                connection, accepted = await asyncio.gather(
+                    net.connect_tcp(calling, listening.address, listener.getsockname()[1], timeout_s=5),
+                    net.accept_tcp(listener, timeout_s=5),
+                )
+                connection.close()
+                accepted.close()
+        assert lab.host_a.config.host.network_namespace == lab.host_a.namespace
+    assert namespaces_of(lab.topology.lab_id) == []
+
+
+async def test_a_taken_down_lab_leaves_no_process_namespace_or_folder(tmp_path):
+    """One process in a namespace, one only known by its environment, both of which would outlive their parent."""
+    async with open_lab(labs_folder=tmp_path / "labs") as lab:
+        inside = await asyncio.create_subprocess_exec(
+            "ip", "netns", "exec", lab.host_a.namespace, "sleep", "600", start_new_session=True
+        )
+        outside = await asyncio.create_subprocess_exec(
+            "sleep", "600", env=lab.host_b.environment, start_new_session=True
+        )
+    assert await asyncio.wait_for(inside.wait(), 5) == -signal.SIGKILL
+    assert await asyncio.wait_for(outside.wait(), 5) == -signal.SIGKILL
+    assert namespaces_of(lab.topology.lab_id) == []
+    assert not lab.folder.exists()
+
+
+async def test_a_failure_inside_takes_the_lab_down_too(tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        async with open_lab(labs_folder=tmp_path / "labs") as lab:
+            _ = 1 / 0
+    assert namespaces_of(lab.topology.lab_id) == []
+
+
+async def test_a_lab_cancelled_at_any_of_its_first_steps_leaves_nothing(tmp_path):
+    labs = tmp_path / "labs"
+
+    async def stay() -> None:
+        async with open_lab(labs_folder=labs):
+            await asyncio.Event().wait()
+
+    before = set(Path("/run/netns").glob(f"{NAMESPACE_PREFIX}*"))
+    for delay_s in (0.0, 0.005, 0.03, 0.1):
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(stay(), delay_s)
+    assert {path.name for path in labs.iterdir() if path.is_dir()} == set() if labs.exists() else True
+    assert set(Path("/run/netns").glob(f"{NAMESPACE_PREFIX}*")) <= before
+
+
+async def test_two_labs_stand_side_by_side_and_the_second_spares_the_first(tmp_path):
+    labs = tmp_path / "labs"
+    async with open_lab(labs_folder=labs) as first:
+        async with open_lab(labs_folder=labs) as second:
+            assert not set(first.topology.namespaces) & set(second.topology.namespaces)
+        assert len(namespaces_of(first.topology.lab_id)) == 4
+
+
+KILLED_MAKER = """
+import asyncio, os, signal, subprocess, sys
+from pathlib import Path
+from sandshift.cli.demo.lab import open_lab
+
+async def main():
+    async with open_lab(labs_folder=Path(sys.argv[1])) as lab:
+        left = subprocess.Popen(
+            ["ip", "netns", "exec", lab.host_a.namespace, "sleep", "600"], start_new_session=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        print(lab.topology.lab_id, left.pid, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+asyncio.run(main())
+"""
+
+
+async def test_what_a_killed_run_left_is_recognised_and_taken_down_by_the_next(tmp_path):
+    labs = tmp_path / "labs"
+    ran = subprocess.run(
+        [sys.executable, "-c", KILLED_MAKER, str(labs)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": "src"},
+        check=False,
+    )
+    assert ran.returncode == -signal.SIGKILL, ran.stderr
+    lab_id, pid = ran.stdout.split()
+    assert len(namespaces_of(lab_id)) == 4
+    assert (labs / lab_id).exists()
+    async with open_lab(labs_folder=labs):
+        pass
+    assert namespaces_of(lab_id) == []
+    assert not (labs / lab_id).exists()
+    # A zombie whose parent has not come round yet has no command line.
+    command = Path(f"/proc/{pid}/cmdline")
+    assert not command.exists() or command.read_bytes() == b""
+
+
+async def test_without_root_the_error_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    with pytest.raises(Rejected, match="only root can make: run it as root"):
+        async with open_lab(labs_folder=tmp_path):
+            pass
+
+
+async def test_a_folder_that_others_can_write_is_refused(tmp_path):
+    labs = tmp_path / "labs"
+    labs.mkdir()
+    labs.chmod(0o777)
+    with pytest.raises(Rejected, match="can be written by others than root"):
+        async with open_lab(labs_folder=labs):
+            pass
