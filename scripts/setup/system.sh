@@ -91,6 +91,7 @@ need() {
         vm) vm_packages ;;
         containerd) containerd_packages ;;
         go) go_toolchain ;;
+        go-if-there) find_go || say "no Go 1.$GO_MINOR_MIN or newer: the interop tests are skipped (./run setup go installs it)" ;;
         *) die "setup knows fast, vm, go, bench and containerd, not \"$need_what\"" ;;
         esac
     done

@@ -1,0 +1,94 @@
+"""How ./run test adds up its stages, with small commands in the place of the real ones."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def load_stages() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("sandshift_stages", ROOT / "scripts" / "stages.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+stages = load_stages()
+GOOD = stages.Stage("good", (sys.executable, "-c", ""))
+BAD = stages.Stage("bad", (sys.executable, "-c", "raise SystemExit(3)"))
+
+
+@pytest.fixture(autouse=True)
+def results_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "RESULTS", tmp_path)
+
+
+def test_the_last_line_adds_up_the_stages(capfd: pytest.CaptureFixture[str]) -> None:
+    assert stages.run_all((GOOD, GOOD), keep_going=False) == 0
+    assert capfd.readouterr().out == "2 passed, 0 failed\n"
+
+
+def test_the_first_failing_stage_ends_the_run_and_is_named(capfd: pytest.CaptureFixture[str]) -> None:
+    assert stages.run_all((GOOD, BAD, GOOD), keep_going=False) == 1
+    captured = capfd.readouterr()
+    assert captured.out == "1 passed, 1 failed\n"
+    assert "stage bad failed: the stages after it were not run" in captured.err
+
+
+def test_check_goes_on_after_a_failing_stage(capfd: pytest.CaptureFixture[str]) -> None:
+    assert stages.run_all((BAD, GOOD), keep_going=True) == 1
+    assert capfd.readouterr().out == "1 passed, 1 failed\n"
+
+
+def test_a_stage_past_its_bound_is_ended_and_failed(capfd: pytest.CaptureFixture[str]) -> None:
+    endless = stages.Stage("endless", (sys.executable, "-c", "import signal; signal.pause()"), bound_s=0.2)
+    assert stages.run(endless) == stages.Counts(failed=1)
+    assert "ended after its bound of 0 s" in capfd.readouterr().err
+
+
+def test_a_program_that_is_not_there_fails_its_stage(capfd: pytest.CaptureFixture[str]) -> None:
+    assert stages.run(stages.Stage("absent", ("no-such-program-here",))) == stages.Counts(failed=1)
+    assert "no-such-program-here is not installed" in capfd.readouterr().err
+
+
+def test_a_pytest_stage_counts_its_tests(tmp_path: Path) -> None:
+    tests = tmp_path / "test_three.py"
+    tests.write_text(
+        "import pytest\ndef test_a(): pass\ndef test_b(): assert False\n@pytest.mark.skip\ndef test_c(): pass\n"
+    )
+    stage = stages.pytest_stage(
+        "three", "--override-ini=addopts=-q", f"--rootdir={tmp_path}", str(tests), bound_s=60
+    )
+    assert stages.run(stage) == stages.Counts(passed=1, failed=1, skipped=1)
+
+
+def test_a_pytest_that_finds_no_tests_has_failed(tmp_path: Path) -> None:
+    (tmp_path / "test_none.py").write_text("")
+    stage = stages.pytest_stage("none", f"--rootdir={tmp_path}", str(tmp_path / "test_none.py"), bound_s=60)
+    assert stages.run(stage) == stages.Counts(failed=1)
+
+
+def test_skipped_tests_are_told_only_when_there_are_some() -> None:
+    assert str(stages.Counts(3, 1, 0)) == "3 passed, 1 failed"
+    assert str(stages.Counts(3, 1, 2)) == "3 passed, 1 failed, 2 skipped"
+
+
+def test_generated_files_that_differ_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "ROOT", tmp_path)
+    for folder, files in {
+        "old": {"a.py": "1", "b.py": "1", "c.txt": "1"},
+        "new": {"a.py": "1", "b.py": "2", "d.pyi": ""},
+    }.items():
+        (tmp_path / folder).mkdir()
+        for name, text in files.items():
+            (tmp_path / folder / name).write_text(text)
+    assert stages.differing(tmp_path / "old", tmp_path / "new") == ["old/b.py", "old/d.pyi"]
