@@ -6,9 +6,11 @@ A stage is a command; the first that fails ends the run and is named. The last l
 
 from __future__ import annotations
 
+import contextlib
 import filecmp
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -20,6 +22,7 @@ from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 RESULTS: Final = ROOT / ".cache" / "results"
+CLEAN_UP_S: Final = 25.0
 GENERATED: Final = ("src/sandshift/wire", "src/ttrpc/wire")
 
 
@@ -107,18 +110,42 @@ def run(stage: Stage) -> Counts:
     """Run one stage to its end or its bound; its output goes to ours."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / f"{stage.name}.xml").unlink(missing_ok=True)
-    try:
-        code = subprocess.run(stage.arguments, cwd=ROOT, timeout=stage.bound_s, check=False).returncode
-    except FileNotFoundError as error:
-        print(f"stage {stage.name}: {error.filename} is not installed: ./run setup fast", file=sys.stderr)
-        code = 127
-    except subprocess.TimeoutExpired:
-        print(f"stage {stage.name}: ended after its bound of {stage.bound_s:.0f} s", file=sys.stderr)
-        code = 124
+    code = exit_code(stage)
     if not stage.is_pytest:
         return Counts(passed=1) if code == 0 else Counts(failed=1)
     counts = pytest_counts(RESULTS / f"{stage.name}.xml")
     return counts if code == 0 or counts.failed else counts + Counts(failed=1)
+
+
+def exit_code(stage: Stage) -> int:
+    """The command's exit status; 127 when there is no such program, 124 when it had to be ended.
+
+    The command leads a process group of its own. When its time is up, or ours is (Ctrl-C, SIGTERM), the whole group is
+    interrupted first, so that fixtures end the machines and namespaces that they started, and killed after CLEAN_UP_S.
+    """
+    try:
+        process = subprocess.Popen(stage.arguments, cwd=ROOT, process_group=0)
+    except FileNotFoundError:
+        print(f"stage {stage.name}: {stage.arguments[0]} is not installed: ./run setup fast", file=sys.stderr)
+        return 127
+    try:
+        return process.wait(stage.bound_s)
+    except subprocess.TimeoutExpired:
+        print(f"stage {stage.name}: ended after its bound of {stage.bound_s:.0f} s", file=sys.stderr)
+        end_group(process)
+        return 124
+    except KeyboardInterrupt:
+        end_group(process)
+        raise
+
+
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(CLEAN_UP_S)
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def pytest_counts(report: Path) -> Counts:
@@ -160,6 +187,7 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1 or arguments[0] not in LEVELS:
         print(f"usage: stages.py {'|'.join(LEVELS)}", file=sys.stderr)
         return 2
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended from outside: clean up as for Ctrl-C
     try:
         return run_all(LEVELS[arguments[0]], keep_going=arguments[0] == "check")
     except KeyboardInterrupt:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -53,6 +54,24 @@ def test_a_stage_past_its_bound_is_ended_and_failed(capfd: pytest.CaptureFixture
     endless = stages.Stage("endless", (sys.executable, "-c", "import signal; signal.pause()"), bound_s=0.2)
     assert stages.run(endless) == stages.Counts(failed=1)
     assert "ended after its bound of 0 s" in capfd.readouterr().err
+
+
+def test_a_stage_that_is_ended_may_clean_up_first(tmp_path: Path) -> None:
+    mark = tmp_path / "cleaned"
+    script = f"""
+import pathlib, signal
+try:
+    print("ready", flush=True)
+    signal.pause()
+except KeyboardInterrupt:
+    pathlib.Path({str(mark)!r}).write_text("yes")
+"""
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, process_group=0)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    stages.end_group(process)
+    assert mark.read_text() == "yes"
+    process.stdout.close()
 
 
 def test_a_program_that_is_not_there_fails_its_stage(capfd: pytest.CaptureFixture[str]) -> None:
