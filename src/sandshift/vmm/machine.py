@@ -99,7 +99,9 @@ class TransferSettings:
     throttle_percent: int = 0
     """Guest CPU throttle in force now, 0 to 99: 0 is none. Driven from outside, never by QEMU's own ladder."""
     xbzrle_cache_bytes: int = 0
-    """0: no delta compression."""
+    """0: no delta compression. Whether there is any is fixed at the start; its size is not."""
+    throttling: bool = True
+    """Whether `throttle_percent` may be above 0 at any time of this transfer. Fixed at the start; costs 1 percent."""
 
 
 class Machine(Protocol):
@@ -126,7 +128,9 @@ class Machine(Protocol):
     async def run_vcpus(self, licence: object) -> None:
         """Start the virtual CPUs. The one place that does; `licence` is the session's proof of the right to run.
 
-        Returns when the VM runs. Raises IllegalMove with the VM's own words if it refused and still has not run.
+        Returns when the VM runs, also if it ran already. Raises IllegalMove with the VM's own words if it refused and
+        still has not run: also while a guest comes in (INMIGRATE: QEMU would take it as "start when all is here") and
+        while one goes out (FINISH_MIGRATE: cancel first).
         """
         ...
 
@@ -137,7 +141,10 @@ class Machine(Protocol):
         ...
 
     def events(self) -> AsyncIterator[MachineEvent]:
-        """All that the VM says from now on, in order. Several listeners may listen; each gets everything."""
+        """All that the VM says from now on (from this call on, not from the first `async for`), in order.
+
+        Several listeners may listen; each gets everything. It ends after DEAD, or after `detach`.
+        """
         ...
 
     async def migrate_out(
@@ -145,7 +152,8 @@ class Machine(Protocol):
     ) -> None:
         """Begin to send the guest over `channel_fd` (duplicated: the caller keeps its own). Returns once it is under way.
 
-        return-path, pause-before-switchover, events and validate-uuid are always on.
+        return-path, pause-before-switchover, events and validate-uuid are always on. TCP_NODELAY is set, and the
+        socket becomes non-blocking: both are properties that duplicates share.
         """
         ...
 
@@ -158,7 +166,11 @@ class Machine(Protocol):
         ...
 
     async def cancel_transfer(self) -> None:
-        """End a transfer that is not complete; the source resumes by itself. No effect after COMPLETED."""
+        """End a transfer that is not complete; the source resumes by itself. No effect after COMPLETED.
+
+        Returns when the transfer has ended, one way or the other: ask migration_info which. On a receiving VM it does
+        nothing: what has half arrived can only be destroyed.
+        """
         ...
 
     async def tune(self, settings: TransferSettings) -> None: ...
@@ -175,6 +187,17 @@ class Machine(Protocol):
 
     async def memory_digest(self) -> bytes:
         """xxh3_128 over the guest's memory, which must be stopped. Needs `shape.shared_memory`."""
+        ...
+
+    async def save(self, path: Path) -> None:
+        """Stop the vCPUs and write the whole guest to a new file: a template. Afterwards the VM is POSTMIGRATE.
+
+        Complete and on disk when this returns; a file left by a failure is removed.
+        """
+        ...
+
+    async def detach(self) -> None:
+        """Let go of the VM process without ending it: a later shim finds it by `Vmm.reattach`. Idempotent."""
         ...
 
 
