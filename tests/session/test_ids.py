@@ -6,8 +6,6 @@ from hypothesis import strategies as st
 
 from sandshift.errors import Rejected
 from sandshift.session import ids
-from sandshift.session.ids import Side
-from sandshift.wire.sandshift import state_pb2
 
 
 @pytest.mark.parametrize(
@@ -75,14 +73,3 @@ def test_a_session_is_called_by_its_sha256_on_disk():
     name = ids.session_name(ids.session_id("../../etc"))
     assert name == hashlib.sha256(b"../../etc").hexdigest()
     assert len(name) == 64
-
-
-def test_a_key_id_is_the_first_8_bytes_of_the_keys_sha256():
-    assert ids.key_id(b"k" * 32) == hashlib.sha256(b"k" * 32).digest()[:8]
-
-
-def test_sides_know_their_wire_value_and_their_peer():
-    assert Side.SOURCE.proto == state_pb2.SIDE_SOURCE
-    assert Side.DESTINATION.proto == state_pb2.SIDE_DESTINATION
-    assert Side.SOURCE.peer is Side.DESTINATION
-    assert Side.DESTINATION.peer is Side.SOURCE

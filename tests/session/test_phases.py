@@ -2,8 +2,8 @@ import pytest
 
 from sandshift.errors import Aborted, Cancelled, Damaged, Defect, TimedOut, Unavailable
 from sandshift.session import phases
-from sandshift.session.ids import Side
 from sandshift.session.phases import Outcome, Phase, PhaseState, Told
+from sandshift.session.states import Side
 from sandshift.wire.migration import options_pb2
 
 # Contract 4.9, word for word: outcome, source before the blackout, source after, destination.

@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 
 from sandshift.errors import Damaged
 from sandshift.session import record as records
-from sandshift.session.ids import Side
 from sandshift.session.phases import Phase, PhaseState, Told
 from sandshift.session.record import BlackoutExited, Entry, Failure, Progress, Record, Stream2691
+from sandshift.session.states import Side
 from sandshift.wire.migration import messages_pb2, options_pb2
 
 SETUP = Told(Phase.SETUP_DONE, PhaseState.SUCCESS)

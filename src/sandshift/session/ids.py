@@ -6,13 +6,11 @@ A sandbox or container id follows containerd's rule for identifiers and is safe 
 
 from __future__ import annotations
 
-import enum
 import hashlib
 import re
 from typing import Final, NewType
 
 from sandshift.errors import Rejected
-from sandshift.wire.sandshift import state_pb2
 
 SessionId = NewType("SessionId", str)
 SandboxId = NewType("SandboxId", str)
@@ -21,25 +19,9 @@ ContainerId = NewType("ContainerId", str)
 SESSION_ID_BYTES_MAX: Final = 256
 IDENTIFIER_CHARACTERS_MAX: Final = 76
 """Source: containerd pkg/identifiers."""
-KEY_ID_BYTES: Final = 8
 
 _IDENTIFIER: Final = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*", re.ASCII)
 _SHOWN_CHARACTERS_MAX: Final = 80
-
-
-class Side(enum.Enum):
-    """Which end of a migration a shim is."""
-
-    SOURCE = "source"
-    DESTINATION = "destination"
-
-    @property
-    def proto(self) -> state_pb2.Side.ValueType:
-        return state_pb2.SIDE_SOURCE if self is Side.SOURCE else state_pb2.SIDE_DESTINATION
-
-    @property
-    def peer(self) -> Side:
-        return Side.DESTINATION if self is Side.SOURCE else Side.SOURCE
 
 
 def session_id(value: str) -> SessionId:
@@ -80,11 +62,6 @@ def container_id(value: str) -> ContainerId:
 def session_name(session: SessionId) -> str:
     """Name of a session in paths: 64 hexadecimal digits."""
     return hashlib.sha256(session.encode()).hexdigest()
-
-
-def key_id(session_key: bytes) -> bytes:
-    """Public name of a session key: tells two sessions of the same id apart and gives nothing of the key away."""
-    return hashlib.sha256(session_key).digest()[:KEY_ID_BYTES]
 
 
 def shown(value: str) -> str:

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Final
 
 from sandshift.errors import Aborted, Cancelled, Damaged, Defect, SandshiftError, TimedOut, Unavailable
-from sandshift.session.ids import Side
+from sandshift.session.states import Side
 from sandshift.wire.migration import options_pb2
 
 

@@ -18,8 +18,8 @@ from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from sandshift.errors import Damaged
-from sandshift.session.ids import Side
 from sandshift.session.phases import DEADLINE_EXCEEDED, TERMINAL, Phase, PhaseState, Told
+from sandshift.session.states import Side
 from sandshift.wire.migration import messages_pb2, options_pb2
 
 PROGRESS_KEPT_MAX: Final = 64
