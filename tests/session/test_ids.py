@@ -18,18 +18,23 @@ def test_printable_session_ids_are_taken_as_they_are(value):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("", "session_id is empty: give 1 to 256 bytes of printable text"),
-        ("a\nb", "session_id 'a\\nb' holds a character that is not printable"),
-        ("a\0", "session_id 'a\\x00' holds a character that is not printable"),
-        ("\u202e", "session_id '\\u202e' holds a character that is not printable"),
-        ("a" * 257, f"session_id '{'a' * 80}...' has 257 bytes: at most 256 are allowed"),
-        ("ü" * 129, f"session_id '{'ü' * 80}...' has 258 bytes: at most 256 are allowed"),
+        ("", "session_id has 0 bytes; it must have 1 to 256"),
+        ("a\nb", "session_id holds U+000A at position 1, which cannot be printed"),
+        ("\u202e", "session_id holds U+202E at position 0, which cannot be printed"),
+        ("\ud800", "session_id holds U+D800 at position 0, which cannot be printed"),
+        ("a" * 257, "session_id has 257 bytes; it must have 1 to 256"),
+        ("ü" * 129, "session_id has 258 bytes; it must have 1 to 256"),
     ],
 )
 def test_other_session_ids_are_refused_and_the_message_is_safe_to_print(value, message):
     with pytest.raises(Rejected) as caught:
         ids.session_id(value)
     assert caught.value.message == message
+
+
+def test_what_is_shown_of_a_strangers_text_is_short_and_printable():
+    assert ids.shown("a\nb") == "'a\\nb'"
+    assert ids.shown("a" * 81) == "'" + "a" * 80 + "...'"
 
 
 def refusal_of(value):

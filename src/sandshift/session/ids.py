@@ -11,12 +11,24 @@ import re
 from typing import Final, NewType
 
 from sandshift.errors import Rejected
+from sandshift.session.states import Side, check_session_id
 
 SessionId = NewType("SessionId", str)
 SandboxId = NewType("SandboxId", str)
 ContainerId = NewType("ContainerId", str)
 
-SESSION_ID_BYTES_MAX: Final = 256
+__all__ = [
+    "ContainerId",
+    "SandboxId",
+    "SessionId",
+    "Side",
+    "container_id",
+    "sandbox_id",
+    "session_id",
+    "session_name",
+    "shown",
+]
+
 IDENTIFIER_CHARACTERS_MAX: Final = 76
 """Source: containerd pkg/identifiers."""
 
@@ -30,14 +42,7 @@ def session_id(value: str) -> SessionId:
     Raises:
         Rejected: it is empty, too long, or holds a character that is not printable.
     """
-    if not value:
-        raise Rejected("session_id is empty: give 1 to 256 bytes of printable text")
-    if not value.isprintable():
-        raise Rejected(f"session_id {shown(value)} holds a character that is not printable")
-    if (size_bytes := len(value.encode())) > SESSION_ID_BYTES_MAX:
-        raise Rejected(
-            f"session_id {shown(value)} has {size_bytes} bytes: at most {SESSION_ID_BYTES_MAX} are allowed"
-        )
+    check_session_id(value)
     return SessionId(value)
 
 
