@@ -63,7 +63,7 @@ async def test_a_connection_is_made_and_accepted_inside(namespace):
                 assert end.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
             await asyncio.get_running_loop().sock_sendall(client, b"hello")
             assert await asyncio.get_running_loop().sock_recv(server, 100) == b"hello"
-        with pytest.raises(Unavailable, match=f"cannot connect to 127.0.0.1 port {port}"):
+        with pytest.raises(Unavailable, match=f"cannot connect to 127.0.0.1 port {port}: Connection refused"):
             await net.connect_tcp("", "127.0.0.1", port, timeout_s=5)
 
 

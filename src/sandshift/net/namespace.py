@@ -111,7 +111,7 @@ async def connect_tcp(name: str, address: str, port: int, *, timeout_s: float) -
         raise TimedOut(f"{address} port {port} did not answer within {timeout_s:g} s") from error
     except OSError as error:
         connection.close()
-        raise Unavailable(f"cannot connect to {address} port {port}: {error.strerror}") from error
+        raise Unavailable(f"cannot connect to {address} port {port}: {_words(error)}") from error
     except BaseException:
         connection.close()
         raise
@@ -133,7 +133,7 @@ def listen_tcp(name: str, address: str, port: int = 0) -> socket.socket:
     except OSError as error:
         listener.close()
         where = f"in network namespace {name}" if name else "here"
-        raise Unavailable(f"cannot listen on {address} port {port} {where}: {error.strerror}") from error
+        raise Unavailable(f"cannot listen on {address} port {port} {where}: {_words(error)}") from error
     return listener
 
 
@@ -156,3 +156,8 @@ async def accept_tcp(listener: socket.socket, *, timeout_s: float) -> socket.soc
 
 def _family(address: str) -> int:
     return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def _words(error: OSError) -> str:
+    """What the kernel said; asyncio replaces `strerror` by words of its own."""
+    return os.strerror(error.errno) if error.errno else str(error)
