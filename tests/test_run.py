@@ -193,3 +193,79 @@ def test_backports_keep_the_machines_own_mirror_of_a_one_line_source(
 
 def test_a_one_line_source_of_another_suite_gives_no_backports(tmp_path: Path) -> None:
     assert backports("oneline", "deb http://m.example/debian bookworm-security main\n", tmp_path) == (1, "")
+
+
+def sourced(script: str) -> subprocess.CompletedProcess[str]:
+    """A few lines of sh with the set-up's functions at hand."""
+    return subprocess.run(
+        ["sh", "-eu", "-c", f"command=demo; . scripts/setup/say.sh; . scripts/setup/system.sh; {script}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_a_full_disk_is_one_line_with_both_numbers(tmp_path: Path) -> None:
+    answer = sourced(f"room_for {tmp_path}/not/there/yet 999999999 'the guest image'")
+    assert answer.returncode == 1
+    assert answer.stderr.startswith(
+        f"run: the guest image needs 999999999 MiB under {tmp_path}/not/there/yet and "
+    )
+    assert answer.stderr.endswith(" MiB are free: make room there\n")
+    assert answer.stderr.count("\n") == 1
+
+
+def test_a_failing_program_of_the_set_up_is_one_line_with_its_last_complaint(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    program = "sh -c 'echo reading; echo E: no route to the mirror; echo bye; exit 7'"
+    answer = sourced(f'quietly {log} "apt-get update failed" {program}')
+    assert answer.returncode == 1
+    assert answer.stderr == f'run: apt-get update failed: "E: no route to the mirror" (all of it: {log})\n'
+
+
+def test_only_packages_whose_program_or_file_is_missing_are_asked_for() -> None:
+    answer = sourced("missing_packages sh:dash no-such-program:one /no/such/file:two /etc/passwd:base-passwd")
+    assert answer.stdout == "one two "
+
+
+@pytest.mark.parametrize(
+    ("have", "want", "is_enough"),
+    [
+        ("12", "12", True),
+        ("11", "12", False),
+        ("25.04", "25.04", True),
+        ("24.10", "25.04", False),
+        ("26.04", "25.04", True),
+    ],
+)
+def test_versions_are_compared_by_number(have: str, want: str, is_enough: bool) -> None:
+    assert (sourced(f"version_at_least {have} {want}").returncode == 0) is is_enough
+
+
+def test_a_second_set_up_waits_for_the_first() -> None:
+    (ROOT / ".cache" / "setup").mkdir(parents=True, exist_ok=True)
+    holder = subprocess.Popen(
+        ["flock", ROOT / ".cache" / "setup" / "lock", "sh", "-c", "echo held; read _"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdin is not None
+    assert holder.stdout is not None
+    with holder:
+        assert holder.stdout.readline() == "held\n"
+        waiting = subprocess.Popen(
+            [ROOT / "run", "shell", "-c", "echo in"],
+            env={**os.environ, "SHELL": "/bin/sh"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            text=True,
+        )
+        assert waiting.stderr is not None
+        assert waiting.stderr.readline() == "run: another ./run is installing something here: waiting\n"
+        holder.stdin.close()
+        out, _ = waiting.communicate(timeout=60)
+    assert (waiting.returncode, out) == (0, "in\n")

@@ -54,7 +54,7 @@ venv_package() {
 install_requirements() {
     say "installing the pinned Python packages of $environment_file"
     quietly "$STATE/pip-$1.log" \
-        "pip could not install $environment_file: check the network and pip's configuration, then run this again" \
+        "pip could not install $environment_file; check the network and pip's configuration, then run this again" \
         "$VENV/bin/python" -I -m pip install --disable-pip-version-check --quiet --require-hashes --no-deps -r "$environment_file"
     rm -f "$VENV/.sandshift-$1"-*
     : >"$environment_stamp"

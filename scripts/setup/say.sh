@@ -8,15 +8,16 @@ die() {
     exit 1
 }
 
-# quietly LOG WHAT COMMAND...: runs it with its output in LOG; on failure its last lines are shown and the set-up ends with WHAT.
+# quietly LOG WHAT COMMAND...: runs it with its output in LOG; when it fails, WHAT and the output's last complaint are one line.
 quietly() {
     quiet_log=$1
     quiet_what=$2
     shift 2
     mkdir -p "$(dirname "$quiet_log")"
     "$@" >"$quiet_log" 2>&1 </dev/null || {
-        tail -n 5 "$quiet_log" | sed 's/^/    /' >&2
-        die "$quiet_what (all of it: $quiet_log)"
+        quiet_complaint=$(grep -aE '^[[:space:]]*(E:|W:|ERROR|[Ee]rror)' "$quiet_log" | tail -n 1 | cut -c 1-200)
+        [ -n "$quiet_complaint" ] || quiet_complaint=$(tail -n 1 "$quiet_log" | cut -c 1-200)
+        die "$quiet_what: \"$quiet_complaint\" (all of it: $quiet_log)"
     }
 }
 

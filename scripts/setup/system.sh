@@ -99,6 +99,13 @@ need() {
     setup_locked=
 }
 
+# The same for a command that will run as root: says so before anything is installed.
+need_as_root() {
+    distribution
+    find_root "./run $command"
+    need "$@"
+}
+
 # missing_packages PROBE:PACKAGE...: prints each PACKAGE whose PROBE (a command, or a file when it starts with /) is not there.
 missing_packages() {
     for missing_pair in "$@"; do
@@ -119,7 +126,7 @@ apt_update() {
     [ -z "${apt_updated:-}" ] || return 0
     say "reading the package lists (apt-get update)"
     quietly "$STATE/apt-update.log" \
-        "apt-get update failed: check the network and the sources in /etc/apt, then run this again" apt_get update
+        "apt-get update failed; check the network and the sources in /etc/apt, then run this again" apt_get update
     # apt-get update ends well when it could not reach anybody; then there is nothing to install from either.
     if grep -q '^[WE]: .*Failed to fetch' "$STATE/apt-update.log" && ! grep -qE '^(Get|Hit):' "$STATE/apt-update.log"; then
         die "the package archive cannot be reached: check the network and the sources in /etc/apt, then run this again"
@@ -134,7 +141,8 @@ install_packages() {
     room_for /var/cache/apt 500 "installing packages"
     apt_update
     say "installing $*"
-    quietly "$STATE/apt-install.log" "apt-get install $* failed" apt_get install -y --no-install-recommends "$@"
+    quietly "$STATE/apt-install.log" "apt-get install $* failed; mend what it names, then run this again" \
+        apt_get install -y --no-install-recommends "$@"
 }
 
 vm_packages() {
