@@ -147,8 +147,7 @@ install_packages() {
 
 vm_packages() {
     find_root "./run $command"
-    vm_missing=$(missing_packages ip:iproute2 mkfs.erofs:erofs-utils mmdebstrap:mmdebstrap \
-        /usr/share/doc/busybox-static:busybox-static cpio:cpio modprobe:kmod zstd:zstd xz:xz-utils lz4:lz4 mkfs.ext4:e2fsprogs)
+    vm_missing=$(missing_packages ip:iproute2 mkfs.erofs:erofs-utils zstd:zstd)
     # shellcheck disable=SC2086
     [ -z "$vm_missing" ] || install_packages $vm_missing
     qemu_package
