@@ -146,6 +146,7 @@ install_packages() {
 }
 
 vm_packages() {
+    [ "$(uname -m)" = x86_64 ] || die "sandboxes are x86-64 machines and this is $(uname -m): use an x86-64 host"
     find_root "./run $command"
     vm_missing=$(missing_packages ip:iproute2 mkfs.erofs:erofs-utils zstd:zstd)
     # shellcheck disable=SC2086
