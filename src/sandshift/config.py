@@ -157,12 +157,17 @@ def _problems(config: Config) -> list[str]:
     for key, (value, low, high) in ranges.items():
         if not low <= value <= high:
             found.append(f"{key} = {value} is outside {low} to {high}")
-    for name in Limits.__struct_fields__:
-        if (limit := getattr(config.migration.limits, name)) <= 0:
-            found.append(f"migration.limits.{name} = {limit} must be greater than 0")
-    for place in Places.__struct_fields__:
-        if not (folder := getattr(config.places, place)).startswith("/"):
-            found.append(f"places.{place} = {folder!r} must be an absolute path")
+    limits, places = config.migration.limits, config.places
+    found += [
+        f"migration.limits.{name} = {limit} must be greater than 0"
+        for name in Limits.__struct_fields__
+        if (limit := getattr(limits, name)) <= 0
+    ]
+    found += [
+        f"places.{name} = {folder!r} must be an absolute path"
+        for name in Places.__struct_fields__
+        if not (folder := getattr(places, name)).startswith("/")
+    ]
     if config.vm.machine_type and not re.fullmatch(r"pc-(q35|i440fx)-\d+\.\d+", config.vm.machine_type):
         found.append(
             f"vm.machine_type = {config.vm.machine_type!r} must be a versioned type such as pc-q35-10.0"
