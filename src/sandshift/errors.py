@@ -13,6 +13,7 @@
     ├── Unavailable         retry                                         UNAVAILABLE
     ├── TimedOut            ask for the outcome; it may have happened     DEADLINE_EXCEEDED
     ├── PeerProtocolError   drop the connection                           INTERNAL
+    │   └── VmRefused       repeat, or roll back                          INTERNAL
     ├── Damaged             use the other copy                            DATA_LOSS
     │   └── GuestLost       page a human                                  DATA_LOSS
     └── Defect              report it: it is our bug                      UNKNOWN
@@ -97,6 +98,10 @@ class TimedOut(SandshiftError):
 
 class PeerProtocolError(SandshiftError):
     """The other end does not speak as agreed."""
+
+
+class VmRefused(PeerProtocolError):
+    """The VM process refused what it had to do, and nothing has happened to the guest."""
 
 
 class Damaged(SandshiftError):

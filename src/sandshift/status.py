@@ -4,8 +4,8 @@ A shim answers `to_status(error)`; a client gets its class back with `from_statu
 exception that is not ours becomes UNKNOWN with a text that gives nothing away, and every code, also one that we never
 send, becomes a class that tells the caller what to do.
 
-Two classes share their parent's code: `Blocked` comes back as `IllegalMove` and `GuestLost` as `Damaged`, each with
-its whole message.
+Three classes share their parent's code: `Blocked` comes back as `IllegalMove`, `VmRefused` as `PeerProtocolError` and
+`GuestLost` as `Damaged`, each with its whole message.
 """
 
 from __future__ import annotations
