@@ -242,6 +242,11 @@ def test_a_restored_record_goes_on_with_its_start_time():
     assert (again.message_id, again.started_at_us) == (6, T0_US - 3)
 
 
+def test_an_entry_that_the_journal_kept_twice_is_restored_once():
+    first, second = Entry(1, SETUP, T0_US), Entry(2, DONE, T0_US)
+    assert records.restore(Side.SOURCE, [first, second, first, second]).entries == (first, second)
+
+
 def test_revision_2691_counts_from_one_and_ends_with_the_transfer():
     record = Record(Side.SOURCE)
     record.transfer_started(T0_US)

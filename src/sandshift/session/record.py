@@ -132,7 +132,9 @@ class Record:
         self._closed = True
 
     def take_back(self, entry: Entry) -> None:
-        """Append an entry that a journal kept. Entries come in order."""
+        """Append an entry that a journal kept. Entries come in order; one that is here already is passed over."""
+        if entry.message_id < self._next_id:
+            return
         self._entries.append(entry)
         self._next_id = entry.message_id + 1
         self._started_at_us = self._started_at_us or entry.started_at_us
@@ -154,11 +156,15 @@ class Record:
         return not (same_pass and told and now_s - told[-1] < PROGRESS_WITHIN_PASS_S)
 
     def _thin(self) -> None:
-        """Keep of progress the newest of each pass, and the newest 64 of those. Phases stay."""
-        progress = [entry for entry in self._entries if entry.progress]
-        newest = {entry.progress.pass_number: entry.message_id for entry in progress if entry.progress}
-        kept = set(sorted(newest.values())[-PROGRESS_KEPT_MAX:])
-        self._entries = [entry for entry in self._entries if not entry.progress or entry.message_id in kept]
+        self._entries = thinned(self._entries)
+
+
+def thinned(entries: Iterable[Entry]) -> list[Entry]:
+    """Of progress the newest of each pass, and the newest 64 of those. Phases stay."""
+    all_of_them = list(entries)
+    newest = {entry.progress.pass_number: entry.message_id for entry in all_of_them if entry.progress}
+    kept = set(sorted(newest.values())[-PROGRESS_KEPT_MAX:])
+    return [entry for entry in all_of_them if not entry.progress or entry.message_id in kept]
 
 
 def restore(side: Side, entries: Iterable[Entry]) -> Record:
