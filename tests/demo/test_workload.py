@@ -13,6 +13,7 @@ import pytest
 from sandshift.cli.demo.guest import workload as guest
 from sandshift.cli.demo.workload import PAGE_BYTES, Workload, guest_source, pattern_page
 from sandshift.errors import Rejected
+from tests.demo.guest_memory import alter_page
 
 MARKER = b"demo-tst"
 
@@ -137,3 +138,15 @@ def test_the_source_fits_one_argument_of_a_process():
 def test_what_is_out_of_range_is_refused_with_the_range(options, message):
     with pytest.raises(Rejected, match=message):
         Workload(**options)
+
+
+def test_a_page_altered_from_outside_is_found(running):
+    """The same harm that is done to a paused destination in the negative control, done to the writer's own process."""
+    process, port = running
+    (writer,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    number = alter_page(int(writer), MARKER)
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        report = json.loads(ask(connection, "CHECK"))
+    assert report["pages_stale"] == 1
+    assert [example["page"] for example in report["examples"]] == [number]
+    assert report["examples"][0]["found_generation"] is None

@@ -14,13 +14,13 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from sandshift import net
 from sandshift.cli.demo.leftovers import end_processes
-from sandshift.cli.demo.topology import BRIDGE, ConfigOverrides, HostNames, Topology, config_toml
+from sandshift.cli.demo.topology import BRIDGE, ConfigOverrides, HostNames, Topology, config_toml, merged
 from sandshift.config import Config, Places, load
 from sandshift.errors import Rejected
 
@@ -61,6 +61,20 @@ class Lab:
     folder: Path
     host_a: LabHost
     host_b: LabHost
+    overrides: ConfigOverrides
+
+    def variant(self, host: LabHost, name: str, overrides: ConfigOverrides) -> LabHost:
+        """The same host by another configuration file: what is started by it differs from the rest in `overrides`."""
+        path = host.folder / f"config-{name}.toml"
+        path.write_text(
+            config_toml(
+                host.names,
+                folder=host.folder,
+                cache_dir=Path(host.config.places.cache_dir),
+                overrides=merged(self.overrides, overrides),
+            )
+        )
+        return replace(host, config_path=path, config=load(path))
 
     @property
     def client_namespace(self) -> str:
@@ -101,8 +115,9 @@ async def open_lab(
     try:
         await _make_network(topology)
         places = cache_dir or Path(Places().cache_dir)
-        hosts = [_make_host(names, folder, places, overrides) for names in (topology.host_a, topology.host_b)]
-        yield Lab(topology, folder, *hosts)
+        host_a = _make_host(topology.host_a, folder, places, overrides)
+        host_b = _make_host(topology.host_b, folder, places, overrides)
+        yield Lab(topology, folder, host_a, host_b, overrides or {})
     finally:
         os.close(lock)
         await asyncio.shield(asyncio.to_thread(_take_down, topology, folder))

@@ -162,9 +162,16 @@ def config_toml(
         },
         "network": {"bridge": BRIDGE},
     }
-    for section, keys in (overrides or {}).items():
+    whole = merged(sections, overrides or {})
+    return "\n".join(_toml_section(name, keys) for name, keys in whole.items())
+
+
+def merged(below: ConfigOverrides, above: ConfigOverrides) -> ConfigOverrides:
+    """Both; where both have a key, `above` has it."""
+    sections = {section: dict(keys) for section, keys in below.items()}
+    for section, keys in above.items():
         sections.setdefault(section, {}).update(keys)
-    return "\n".join(_toml_section(name, keys) for name, keys in sections.items())
+    return sections
 
 
 def _toml_section(name: str, keys: Mapping[str, object]) -> str:

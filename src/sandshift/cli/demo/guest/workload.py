@@ -43,7 +43,7 @@ class WorkingSet:
     def __init__(self, marker: bytes, pages: int) -> None:
         self.marker = marker
         self.pages = pages
-        self.memory = mmap.mmap(-1, pages * PAGE)
+        self.memory = mmap.mmap(-1, pages * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self.generation = 0
         self.cursor = pages
         self.checked = 0
