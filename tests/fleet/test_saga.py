@@ -8,10 +8,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandshift.errors import Aborted, Blocked, Cancelled, IllegalMove, Rejected, SandshiftError, Unavailable
+from sandshift.errors import (
+    Aborted,
+    AlreadyThere,
+    Blocked,
+    Cancelled,
+    IllegalMove,
+    Rejected,
+    SandshiftError,
+    Unavailable,
+)
 from sandshift.fleet import saga as s
 from sandshift.fleet.saga import FORWARD, TRANSFERS, UNWIND, Call, Mode, Outcome, Saga, Step
-from sandshift.session.ids import Side
+from sandshift.session.states import Side
 
 
 def run(
@@ -58,6 +67,7 @@ def test_all_goes_well_in_the_contracts_order() -> None:
         "FinalizeSandbox(STOP) on the source",
         "Cleanup on the source",
         "Cleanup on the destination",
+        "CloseShim on the source",
     ]
 
 
@@ -102,7 +112,7 @@ def test_a_failed_transfer_is_cancelled_on_both_sides_and_wound_back() -> None:
         s.DESTINATION_STOP,
         s.SOURCE_CLEANUP,
         s.DESTINATION_CLEANUP,
-        s.CLOSE,
+        s.DESTINATION_CLOSE,
     ]
     assert saga.failed_step == s.DESTINATION_TRANSFER
     assert saga.reason is not None
@@ -112,12 +122,19 @@ def test_a_failed_transfer_is_cancelled_on_both_sides_and_wound_back() -> None:
 def test_a_source_that_refuses_the_export_is_left_alone() -> None:
     saga, called = run({s.EXPORT: Blocked("sandbox s-1 cannot move", [])})
     assert saga.outcome is Outcome.REFUSED
-    assert called == [s.OPEN, s.EXPORT, s.CLOSE]
+    assert called == [s.OPEN, s.EXPORT, s.DESTINATION_CLOSE]
 
 
 def test_an_export_whose_answer_is_lost_is_wound_back_as_if_it_had_happened() -> None:
     _saga, called = run({s.EXPORT: Unavailable("the connection broke")})
-    assert called == [s.OPEN, s.EXPORT, s.SOURCE_CANCEL, s.SOURCE_RESUME, s.SOURCE_CLEANUP, s.CLOSE]
+    assert called == [
+        s.OPEN,
+        s.EXPORT,
+        s.SOURCE_CANCEL,
+        s.SOURCE_RESUME,
+        s.SOURCE_CLEANUP,
+        s.DESTINATION_CLOSE,
+    ]
 
 
 def test_a_destination_that_cannot_be_started_changes_nothing() -> None:
@@ -143,6 +160,23 @@ def test_a_cleanup_that_fails_is_a_warning_and_the_sandbox_has_moved() -> None:
     assert saga.outcome is Outcome.MOVED
     assert saga.warnings == ["Cleanup on the source: gone"]
     assert saga.reason is None
+
+
+def test_a_source_that_could_not_be_cleaned_up_is_not_closed() -> None:
+    _saga, called = run({s.SOURCE_CLEANUP: Unavailable("gone")})
+    assert s.SOURCE_CLOSE not in called
+
+
+def test_a_shim_that_somebody_else_owns_is_not_closed() -> None:
+    saga, called = run({}, saga=Saga(done=[s.SOURCE_CLOSE]))
+    assert saga.outcome is Outcome.MOVED
+    assert s.SOURCE_CLOSE not in called
+
+
+def test_who_finds_that_another_coordinator_handed_the_socket_over_joins_the_transfer() -> None:
+    saga, called = run({s.DESTINATION_SOCKET: AlreadyThere("the channel is there already")})
+    assert saga.outcome is Outcome.MOVED
+    assert s.SOURCE_SOCKET not in called
 
 
 def test_a_person_can_turn_back_until_the_resume_is_asked_for() -> None:
@@ -174,7 +208,7 @@ def test_turning_back_from_an_export_that_is_then_refused_leaves_the_source_alon
     saga.take_due()
     saga.cancel("interrupted")
     saga.failed(s.EXPORT, IllegalMove("another session is active"))
-    assert saga.take_due() == (s.CLOSE,)
+    assert saga.take_due() == (s.DESTINATION_CLOSE,)
 
 
 def test_an_answer_that_nobody_asked_for_is_refused() -> None:

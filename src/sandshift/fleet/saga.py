@@ -1,7 +1,7 @@
 """One migration as its coordinator sees it: which call is next, on which side. All of it, and nothing but that.
 
     FORWARD   D.OPEN > S.EXPORT > D.IMPORT > D.PREPARE > S.CONNECT > D.SOCKET > S.SOCKET
-              > S.TRANSFER with D.TRANSFER > D.RESUME > S.STOP > S.CLEANUP with D.CLEANUP
+              > S.TRANSFER with D.TRANSFER > D.RESUME > S.STOP > S.CLEANUP with D.CLEANUP > S.CLOSE
     UNWIND    S.CANCEL with D.CANCEL > S.RESUME > D.STOP > S.CLEANUP with D.CLEANUP > D.CLOSE
     RECOVER   nobody here knows who holds the right to run: `fleet/rounds.py` asks both sides and decides
     ENDED     nothing is left to call
@@ -17,7 +17,8 @@ The rules that matter, each a test:
 * A call that may have had an effect is never left behind: UNWIND waits for its answer first, save for the transfers,
   which CANCEL ends.
 * D.SOCKET comes before S.SOCKET: of two coordinators at work on one session exactly one hands the destination its
-  socket, and only that one goes on to the source. So two never pair the ends of different connections.
+  socket, and only that one goes on to the source. So two never pair the ends of different connections; the other
+  one joins the transfer.
 
 Sans-IO: `take_due` names the calls to make now, `answered`, `failed`, `memory_complete` and `cancel` tell what came of
 them. No clock, no socket.
@@ -31,8 +32,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
-from sandshift.errors import Cancelled, IllegalMove, SandshiftError, TimedOut, Unavailable
-from sandshift.session.ids import Side
+from sandshift.errors import AlreadyThere, Cancelled, IllegalMove, SandshiftError, TimedOut, Unavailable
+from sandshift.session.states import Side
 
 
 class Call(enum.Enum):
@@ -51,8 +52,8 @@ class Call(enum.Enum):
     STOP = "FinalizeSandbox(STOP)"
     CANCEL = "Cancel"
     CLEANUP = "Cleanup"
-    CLOSE = "CloseDestination"
-    """End the destination's shim, which has no sandbox."""
+    CLOSE = "CloseShim"
+    """End the shim of the side that has no guest any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ class Step:
     call: Call
 
     def __str__(self) -> str:
-        return f"{self.call.value} on the {self.side.value}"
+        return f"{self.call.value} on the {self.side.word}"
 
 
 def _source(call: Call) -> Step:
@@ -91,7 +92,8 @@ SOURCE_RESUME: Final = _source(Call.RESUME)
 DESTINATION_STOP: Final = _destination(Call.STOP)
 SOURCE_CLEANUP: Final = _source(Call.CLEANUP)
 DESTINATION_CLEANUP: Final = _destination(Call.CLEANUP)
-CLOSE: Final = _destination(Call.CLOSE)
+SOURCE_CLOSE: Final = _source(Call.CLOSE)
+DESTINATION_CLOSE: Final = _destination(Call.CLOSE)
 
 BEFORE_TRANSFER: Final = (OPEN, EXPORT, IMPORT, PREPARE, CONNECT, DESTINATION_SOCKET, SOURCE_SOCKET)
 TRANSFERS: Final = frozenset({SOURCE_TRANSFER, DESTINATION_TRANSFER})
@@ -111,6 +113,7 @@ FORWARD: Final[Mapping[Step, tuple[Step, ...]]] = MappingProxyType(
         SOURCE_STOP: (DESTINATION_RESUME,),
         SOURCE_CLEANUP: (SOURCE_STOP,),
         DESTINATION_CLEANUP: (SOURCE_STOP,),
+        SOURCE_CLOSE: (SOURCE_CLEANUP,),
     }
 )
 """Each step of the way forward, and what must have succeeded before it."""
@@ -125,7 +128,7 @@ UNWIND: Final[Mapping[Step, tuple[Step, ...]]] = MappingProxyType(
         DESTINATION_STOP: (SOURCE_CANCEL, DESTINATION_CANCEL, SOURCE_RESUME),
         SOURCE_CLEANUP: (SOURCE_CANCEL, DESTINATION_CANCEL, SOURCE_RESUME, DESTINATION_STOP),
         DESTINATION_CLEANUP: (SOURCE_CANCEL, DESTINATION_CANCEL, SOURCE_RESUME, DESTINATION_STOP),
-        CLOSE: (SOURCE_RESUME, DESTINATION_STOP, SOURCE_CLEANUP, DESTINATION_CLEANUP),
+        DESTINATION_CLOSE: (SOURCE_RESUME, DESTINATION_STOP, SOURCE_CLEANUP, DESTINATION_CLEANUP),
     }
 )
 """Each step of the way back, and what must have been answered before it."""
@@ -237,9 +240,13 @@ class Saga:
     # What a failure means
 
     def _fail_forward(self, step: Step, error: SandshiftError) -> None:
-        if step.call is Call.CLEANUP:
+        if step.call in (Call.CLEANUP, Call.CLOSE):
             self.warnings.append(f"{step}: {error.message}")
             self._done.add(step)
+            if step == SOURCE_CLEANUP:
+                self._skip(SOURCE_CLOSE)
+        elif step == DESTINATION_SOCKET and isinstance(error, AlreadyThere):
+            self._skip(DESTINATION_SOCKET, SOURCE_SOCKET)
         elif DESTINATION_RESUME in self._done:
             if step == SOURCE_STOP:
                 self._recover(step, error)
@@ -274,10 +281,15 @@ class Saga:
         if not self._may_have_happened(IMPORT):
             self._strike(DESTINATION_CANCEL, DESTINATION_STOP, DESTINATION_CLEANUP)
         if not self._may_have_happened(OPEN):
-            self._strike(CLOSE)
+            self._strike(DESTINATION_CLOSE)
 
     def _may_have_happened(self, step: Step) -> bool:
         return step in self._done or step in self._uncertain
+
+    def _skip(self, *steps: Step) -> None:
+        """Count as done what another coordinator does, or what has become pointless."""
+        self._asked.update(steps)
+        self._done.update(steps)
 
     def _strike(self, *steps: Step) -> None:
         self._asked.update(steps)
@@ -285,8 +297,8 @@ class Saga:
     def _end_if_nothing_is_left(self) -> None:
         if self._pending - TRANSFERS or self.mode in (Mode.RECOVER, Mode.ENDED):
             return  # a transfer may still be pending: CANCEL or the other side's success has ended it
-        if self.mode is Mode.FORWARD and {SOURCE_CLEANUP, DESTINATION_CLEANUP} <= self._done:
+        if self.mode is Mode.FORWARD and {SOURCE_CLEANUP, DESTINATION_CLEANUP, SOURCE_CLOSE} <= self._done:
             self.mode, self.outcome = Mode.ENDED, Outcome.MOVED
-        elif self.mode is Mode.UNWIND and CLOSE in self._asked:
+        elif self.mode is Mode.UNWIND and DESTINATION_CLOSE in self._asked:
             began = self._may_have_happened(EXPORT)
             self.mode, self.outcome = Mode.ENDED, Outcome.UNDONE if began else Outcome.REFUSED

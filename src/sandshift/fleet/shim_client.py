@@ -1,0 +1,101 @@
+"""A shim, spoken to over its socket: the services on it, errors as our own classes, one connection for all calls."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable
+from typing import Final, TypeVar
+
+import ttrpc
+from sandshift.errors import IllegalMove, NotFound, Unavailable
+from sandshift.fleet.host import Host, start_shim
+from sandshift.status import from_status
+from sandshift.wire.containerd.sandbox_ttrpc import SandboxClient
+from sandshift.wire.migration import messages_pb2
+from sandshift.wire.migration.service_ttrpc import MigrationClient
+from sandshift.wire.sandshift import shim_pb2
+from sandshift.wire.sandshift.shim_ttrpc import ShimClient
+
+CONNECT_S: Final = 5.0
+STATUS_S: Final = 5.0
+"""Status looks at records and asks QEMU at most one question."""
+
+T = TypeVar("T")
+
+
+async def said(answer: Awaitable[T]) -> T:
+    """What the shim answered; a status becomes an error of `sandshift.errors`."""
+    try:
+        return await answer
+    except ttrpc.StatusError as error:
+        raise from_status(error) from error
+
+
+class Shim:
+    """One shim. `migration`, `sandbox` and `shim` are its services; use `said` around their calls."""
+
+    def __init__(self, client: ttrpc.Client, host: Host, namespace: str, sandbox_id: str) -> None:
+        self.host = host
+        self.namespace = namespace
+        self.sandbox_id = sandbox_id
+        self.client = client
+        self.migration = MigrationClient(client)
+        self.sandbox = SandboxClient(client)
+        self.shim = ShimClient(client)
+
+    async def status(self, session_id: str = "") -> shim_pb2.StatusResponse:
+        """The sandbox, its VM and its session. With an ended session's id: that one's last statement."""
+        request = shim_pb2.StatusRequest(session_id=session_id)
+        return await said(self.shim.status(request, timeout_s=STATUS_S))
+
+    async def notifications(self, session_id: str) -> AsyncIterator[messages_pb2.NotificationsResponse]:
+        """The record of the session and all that follows, until its Cleanup."""
+        stream = self.migration.notifications(messages_pb2.NotificationsRequest(session_id=session_id))
+        try:
+            async for response in stream:
+                yield response
+        except ttrpc.StatusError as error:
+            raise from_status(error) from error
+
+    async def close(self) -> None:
+        """Let go of the connection. Calls that are under way go on in the shim."""
+        await self.client.close()
+
+    async def aclose(self) -> None:
+        """`close`, for contextlib.aclosing."""
+        await self.close()
+
+
+async def connect(host: Host, namespace: str, sandbox_id: str) -> Shim:
+    """Connect to the shim of a sandbox on `host`.
+
+    Raises:
+        NotFound: the host has no such sandbox. Unavailable: it has, but its shim does not answer.
+    """
+    path = host.config.shim_socket(namespace, sandbox_id)
+    where = f"sandbox {sandbox_id} on host {host.name}"
+    if not path.is_socket():
+        raise NotFound(f"{where} does not exist; 'sandshift ls' shows those that do")
+    try:
+        client = await ttrpc.connect(str(path), timeout_s=CONNECT_S)
+    except PermissionError as error:
+        raise IllegalMove(
+            f"{where}: {path} may only be used by root and its owner; run it as root"
+        ) from error
+    except (OSError, TimeoutError, ttrpc.StatusError) as error:
+        raise Unavailable(
+            f"the shim of {where} does not answer; 'sandshift session resume {sandbox_id}' starts it again"
+        ) from error
+    return Shim(client, host, namespace, sandbox_id)
+
+
+async def connect_or_revive(host: Host, namespace: str, sandbox_id: str) -> Shim:
+    """Connect to the shim; one that died is started again on its state directory, and finds its session there.
+
+    Raises:
+        Unavailable: it does not answer even then. And what `start_shim` raises.
+    """
+    try:
+        return await connect(host, namespace, sandbox_id)
+    except (NotFound, Unavailable):
+        await start_shim(host, namespace, sandbox_id)
+        return await connect(host, namespace, sandbox_id)
