@@ -65,11 +65,13 @@ def test_progress_does_not_stand_in_for_the_phase_of_the_same_name():
     assert record.ending is None
 
 
-def test_at_most_four_progress_entries_come_in_any_second():
+def test_at_most_four_progress_entries_come_in_any_second_and_one_of_them_is_left_for_a_rule_that_acts():
     record = Record(Side.SOURCE)
     told = [record.progress(numbers(n + 1), T0_US, now_s=n * 0.01) for n in range(150)]
     times = [n * 0.01 for n, entry in enumerate(told) if entry]
-    assert times == [0, 0.01, 0.02, 0.03, 1.0, 1.01, 1.02, 1.03]
+    assert times == [0, 0.01, 0.02, 1.0, 1.01, 1.02]
+    assert record.progress(numbers(151, rule="maximum_passes"), T0_US, now_s=1.5)
+    assert record.progress(numbers(152, rule="throttling"), T0_US, now_s=1.51) is None
 
 
 def test_within_a_pass_progress_comes_twice_a_second_so_that_a_new_pass_is_told_at_once():
@@ -155,7 +157,7 @@ def test_progress_and_failure_are_ours_and_travel_in_fields_no_client_looks_at()
 U32, U64 = st.integers(0, (1 << 32) - 1), st.integers(0, (1 << 64) - 1)
 STAMPS_US = st.integers(1, 4_000_000_000_000_000)
 TOLD = st.builds(Told, st.sampled_from(Phase), st.sampled_from(PhaseState))
-PROGRESS = st.builds(Progress, U32, U64, U64, U64, U64, U64, U32, U32)
+PROGRESS = st.builds(Progress, U32, U64, U64, U64, U64, U64, U32, U32, st.sampled_from(["", "throttling"]))
 ENTRIES = st.builds(
     Entry,
     message_id=st.integers(1, (1 << 32) - 1),

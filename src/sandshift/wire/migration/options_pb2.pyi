@@ -377,6 +377,7 @@ class TransferProgress(_message.Message):
     BYTES_PER_SECOND_FIELD_NUMBER: _builtins.int
     GUEST_THROTTLE_PERCENT_FIELD_NUMBER: _builtins.int
     EXPECTED_BLACKOUT_MILLISECONDS_FIELD_NUMBER: _builtins.int
+    RULE_FIELD_NUMBER: _builtins.int
     bytes_total: _builtins.int
     bytes_transferred: _builtins.int
     bytes_remaining: _builtins.int
@@ -384,6 +385,8 @@ class TransferProgress(_message.Message):
     bytes_per_second: _builtins.int
     guest_throttle_percent: _builtins.int
     expected_blackout_milliseconds: _builtins.int
+    rule: _builtins.str
+    """The rule that acted last, if one did: "throttling", "target_passes", "maximum_passes" (docs/reference/options.md)."""
     def __init__(
         self,
         *,
@@ -394,10 +397,11 @@ class TransferProgress(_message.Message):
         bytes_per_second: _builtins.int = ...,
         guest_throttle_percent: _builtins.int = ...,
         expected_blackout_milliseconds: _builtins.int = ...,
+        rule: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_per_second", b"bytes_per_second", "bytes_remaining", b"bytes_remaining", "bytes_total", b"bytes_total", "bytes_transferred", b"bytes_transferred", "dirty_bytes_per_second", b"dirty_bytes_per_second", "expected_blackout_milliseconds", b"expected_blackout_milliseconds", "guest_throttle_percent", b"guest_throttle_percent", "pass", b"pass"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_per_second", b"bytes_per_second", "bytes_remaining", b"bytes_remaining", "bytes_total", b"bytes_total", "bytes_transferred", b"bytes_transferred", "dirty_bytes_per_second", b"dirty_bytes_per_second", "expected_blackout_milliseconds", b"expected_blackout_milliseconds", "guest_throttle_percent", b"guest_throttle_percent", "pass", b"pass", "rule", b"rule"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
