@@ -125,6 +125,16 @@ async def test_what_a_killed_run_left_is_recognised_and_taken_down_by_the_next(t
     assert not command.exists() or command.read_bytes() == b""
 
 
+async def test_a_host_can_be_had_by_another_file_that_differs_only_where_it_says(tmp_path):
+    async with open_lab(labs_folder=tmp_path / "labs", overrides={"vm": {"memory_mib": 128}}) as lab:
+        clear = lab.variant(lab.host_a, "clear", {"migration": {"encryption": "off"}})
+        assert clear.config.migration.encryption == "off"
+        assert lab.host_a.config.migration.encryption == "tls-psk"
+        assert clear.config.vm == lab.host_a.config.vm
+        assert clear.config.places == lab.host_a.config.places
+        assert clear.config_path != lab.host_a.config_path
+
+
 async def test_without_root_the_error_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     with pytest.raises(Rejected, match="only root can make: run it as root"):
