@@ -1,0 +1,1 @@
+"""The protoc plugin that writes clients and service base classes."""

@@ -1,0 +1,1 @@
+"""ttrpc's envelope, generated from proto/ttrpc."""
