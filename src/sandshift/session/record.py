@@ -248,12 +248,13 @@ class Stream2691:
         for entry in record.after(self._seen_id):
             if self.ended:
                 break
-            fresh.append(self._response(entry))
-            self._seen_id = entry.message_id
-            self.ended = entry.told.phase in TERMINAL
+            fresh.append(self.response(entry))
         return fresh
 
-    def _response(self, entry: Entry) -> messages_pb2.TransferSandboxResponse:
+    def response(self, entry: Entry) -> messages_pb2.TransferSandboxResponse:
+        """The next entry of the record, as this stream tells it."""
+        self._seen_id = entry.message_id
+        self.ended = entry.told.phase in TERMINAL
         response = messages_pb2.TransferSandboxResponse(
             message_id=self._next_id,
             event=event_2691(entry),
