@@ -31,6 +31,8 @@ class LinkConnection:
         self._stream = stream
         self._pump = pump
         self._changed = asyncio.Event()
+        self._is_closing = False
+        self._goodbye: asyncio.TimerHandle | None = None
 
     @property
     def epoch(self) -> int:
@@ -42,13 +44,13 @@ class LinkConnection:
             if data := self._stream.receiving.read(bytes_max, time.monotonic()):
                 self._pump.kick()
                 return data
-            if self._stream.is_gone:
+            if self._stream.is_gone or self._is_closing:
                 return b""
             await self._wait()
 
     def write(self, data: bytes) -> None:
         """Send `data`, in the end. After the connection is over it goes nowhere."""
-        if not self._stream.is_gone:
+        if not self._stream.is_gone and not self._is_closing:
             self._stream.sending.write(data)
             self._pump.kick()
 
@@ -68,12 +70,18 @@ class LinkConnection:
         while not self._stream.sending.is_all_taken and not self._stream.is_gone:
             await self._wait()
 
-    async def close(self) -> None:
-        """Say goodbye, after giving what was written `LINGER_S` to arrive. Idempotent."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LINGER_S):
-                await self.flush()
-        self.abort()
+    def close(self) -> None:
+        """Say goodbye once all that was written is taken, or after LINGER_S. Idempotent."""
+        if not self._is_closing:
+            self._is_closing = True
+            self._goodbye = asyncio.get_running_loop().call_later(LINGER_S, self.abort)
+            self._pump.kick()
+            self.changed()
+
+    async def closed(self) -> None:
+        """Wait for the end of the connection, whoever ends it."""
+        while not self._stream.is_gone:
+            await self._wait()
 
     def abort(self) -> None:
         """Say goodbye at once. Idempotent."""
@@ -84,6 +92,10 @@ class LinkConnection:
 
     def changed(self) -> None:
         """Wake whoever waits: bytes came, room came, or the end."""
+        if self._is_closing and not self._stream.is_gone and self._stream.sending.is_all_taken:
+            self.abort()
+        if self._goodbye is not None and self._stream.is_gone:
+            self._goodbye.cancel()
         self._changed.set()
 
     async def _wait(self) -> None:
@@ -223,7 +235,9 @@ class HostLink:
         return self._end.is_open
 
     async def close(self) -> None:
-        await self.connection.close()
+        """Give what was written LINGER_S to arrive, say goodbye and close the socket. Idempotent."""
+        self.connection.close()
+        await self.connection.closed()
         self._pump.detach()
 
     def abort(self) -> None:
