@@ -7,6 +7,7 @@ nothing: it brings the shim back on its state directory and lets the session go 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -30,7 +31,7 @@ def delete(arguments: Arguments, config: Config) -> bytes:
     if places.unfinished_session():
         start(Arguments(action="start", namespace=arguments.namespace, id=arguments.id, headless=True), config)
         return delete_response(exit_status=EXIT_BY_SIGKILL, now_ns=time.time_ns())
-    for pid_file in (places.shim_pid_file, places.vm_dir / "qemu.pid"):
+    for pid_file in (places.shim_pid_file, places.vm_dir / "vm.pid"):
         kill_by_pid_file(pid_file)
     for tap in places.recorded_taps():
         subprocess.run(["ip", "link", "delete", "dev", tap], check=False, stderr=subprocess.DEVNULL)
@@ -42,15 +43,18 @@ def delete(arguments: Arguments, config: Config) -> bytes:
 
 
 def kill_by_pid_file(pid_file: Path) -> None:
-    """SIGKILL the process that wrote `pid_file`, if that very process still lives: "PID START_TIME"."""
+    """SIGKILL the process that `pid_file` names, if that very process still lives.
+
+    The file is JSON with "pid" and "started_ticks", as the shim and the VM's driver write it.
+    """
     try:
-        pid_text, _, start_time = pid_file.read_text().strip().partition(" ")
-        pid = int(pid_text)
+        record = json.loads(pid_file.read_text())
+        pid, started_ticks = int(record["pid"]), int(record["started_ticks"])
         process = os.pidfd_open(pid)
-    except (OSError, ValueError):
+    except (OSError, ValueError, KeyError, TypeError):
         return
     try:
-        if start_time and process_start_time(pid) != start_time:
+        if started_ticks_of(pid) != started_ticks:
             return
         signal.pidfd_send_signal(process, signal.SIGKILL)
         _wait_for_end(process)
@@ -60,13 +64,13 @@ def kill_by_pid_file(pid_file: Path) -> None:
         os.close(process)
 
 
-def process_start_time(pid: int) -> str:
-    """Clock ticks from boot to the start of `pid`, as /proc says: with the pid it names one process for ever."""
+def started_ticks_of(pid: int) -> int:
+    """Clock ticks from boot to the start of `pid`, as /proc says: with the pid it names one process. -1: no such process."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
-        return ""
-    return stat.rpartition(")")[2].split()[19]
+        return -1
+    return int(stat.rpartition(")")[2].split()[19])
 
 
 def _wait_for_end(process: int) -> None:

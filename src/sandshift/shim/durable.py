@@ -81,11 +81,15 @@ class AppendOnlyFile:
     def size_bytes(self) -> int:
         return self._size
 
-    def append(self, data: bytes) -> None:
-        """Write `data` and wait until the disk has it. Blocks. Raises Unavailable; then nothing of it is in the file."""
+    def append(self, data: bytes, *, sync: bool = True) -> None:
+        """Write `data`; with `sync` wait until the disk has it, else it survives this process but not the host.
+
+        Blocks. Raises Unavailable; then nothing of it is in the file.
+        """
         try:
             _write_all(self._descriptor, data)
-            os.fdatasync(self._descriptor)
+            if sync:
+                os.fdatasync(self._descriptor)
         except OSError as error:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._descriptor, self._size)
@@ -109,6 +113,17 @@ class Disk:
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="disk")
+
+    def soon(self, action: Callable[[], object], on_error: Callable[[BaseException], None]) -> None:
+        """Run `action` after all that was given before, and wait for nothing; `on_error` is called in that thread."""
+
+        def run() -> None:
+            try:
+                action()
+            except BaseException as error:  # noqa: BLE001 - handed on
+                on_error(error)
+
+        self._thread.submit(run)
 
     async def run(self, action: Callable[[], T]) -> T:
         """Run `action` after all that was given before. Not interrupted when the caller is cancelled: it will have happened."""

@@ -9,25 +9,14 @@ import ctypes
 import errno
 import os
 import socket
-from dataclasses import dataclass
 from typing import Final
 
 from sandshift.errors import Rejected, Unavailable
+from sandshift.session.descriptor import SocketFacts
 
 SYS_PIDFD_GETFD: Final = 438
 SO_COOKIE: Final = 57
 _libc = ctypes.CDLL(None, use_errno=True)
-
-
-@dataclass(frozen=True, slots=True)
-class SocketFacts:
-    """What the kernel says of a socket."""
-
-    cookie: int
-    family: int
-    type: int
-    protocol: int
-    connected: bool
 
 
 def copy_descriptor(pid: int, descriptor: int) -> int:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from sandshift.errors import AlreadyThere, NotFound, SandshiftError
 from sandshift.guest.client import Guest
+from sandshift.sandbox.model import Process
 from sandshift.shim.output import STREAMS, OutputFile, files_in
 
 log = logging.getLogger(__name__)
@@ -137,6 +138,16 @@ class Processes:
             for process in self._all.values()
             for stream, output in process.outputs.items()
         }
+
+    def thaw(self) -> None:
+        """The sandbox stays here: take output again from where it was frozen."""
+        for process in self._all.values():
+            for output in process.outputs.values():
+                output.thaw()
+
+    def as_model(self) -> tuple[Process, ...]:
+        """The processes that still run or whose output is not all delivered, for the saved state."""
+        return tuple(Process(process.process_id, process.pid, process.args) for process in self._all.values())
 
     async def let_go(self) -> None:
         """Stop following, without an end: somebody else will."""

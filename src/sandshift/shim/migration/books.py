@@ -1,0 +1,239 @@
+"""A session's books on disk: its journal, its key, the saved state; and what outlives it, last statement and report.
+
+    STATE_DIR/.../ID/session          journal
+    STATE_DIR/.../ID/session.key      the session key, 32 bytes
+    STATE_DIR/.../ID/session.config   the saved state, as it was exported or imported
+    STATE_DIR/statements/NAME         last statement; NAME is the session's SHA-256, the key id and the side
+    STATE_DIR/reports/NAME.json       report
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Final
+
+from sandshift.errors import Damaged, Unavailable
+from sandshift.session.ids import SessionId, session_name
+from sandshift.session.journal import Journal, JournalRecord, JournalState, Noted, Opened, StreamsAt, replay, right_written, told
+from sandshift.session.record import Entry
+from sandshift.session.right_model import Record as RightRecord
+from sandshift.session.statement import key_id
+from sandshift.session.states import Side
+from sandshift.shim.durable import AppendOnlyFile, Disk, make_folder, sync_folder, write_atomically
+from sandshift.shim.places import Places
+
+log = logging.getLogger(__name__)
+
+STATEMENT_KEPT_S: Final = 30 * 24 * 3600.0
+REPORTS_KEPT_MAX: Final = 1000
+
+
+class Books:
+    """The books of one session. Writes go through the shim's disk thread, in the order of the calls."""
+
+    def __init__(self, places: Places, disk: Disk, journal: Journal, file: AppendOnlyFile, key: bytes, config: bytes) -> None:
+        self._places = places
+        self._disk = disk
+        self._journal = journal
+        self._file = file
+        self._spoilt = False
+        self.session_key = key
+        self.config = config
+
+    @classmethod
+    async def open(cls, places: Places, disk: Disk, opened: Opened, first: RightRecord, *, key: bytes, config: bytes) -> Books:
+        """Begin the books of a new session. Raises Unavailable; then nothing is left of them."""
+
+        def begin() -> Books:
+            remove(places)
+            try:
+                write_atomically(key_file(places), key)
+                write_atomically(config_file(places), config)
+                file = AppendOnlyFile(places.journal_file)
+                journal = Journal()
+                file.append(journal.append(opened, right_written(first)))
+            except Unavailable:
+                remove(places)
+                raise
+            return cls(places, disk, journal, file, key, config)
+
+        return await disk.run(begin)
+
+    @classmethod
+    def read(cls, places: Places, disk: Disk) -> Books | None:
+        """The books that a former shim left; None if there are none. Blocks.
+
+        Raises:
+            Damaged: they cannot be believed. Nothing is overwritten; the VM is left as it is.
+        """
+        try:
+            data = places.journal_file.read_bytes()
+            key = key_file(places).read_bytes()
+            config = config_file(places).read_bytes()
+        except FileNotFoundError as error:
+            if places.journal_file.exists():
+                raise Damaged(f"{error.filename} is missing beside the journal {places.journal_file}") from error
+            return None
+        found = replay(data)
+        if found.state.opened is None:
+            return None
+        if found.state.opened.key_id != key_id(key):
+            raise Damaged(f"{key_file(places)} is not the key of the session in {places.journal_file}")
+        file = AppendOnlyFile(places.journal_file)
+        if found.torn_bytes:
+            log.warning("%s: %d bytes of a write that was cut off are dropped", places.journal_file, found.torn_bytes)
+            file.truncate(found.valid_bytes)
+        return cls(places, disk, Journal(found), file, key, config)
+
+    @property
+    def encrypted(self) -> bool:
+        opened = self._journal.state.opened
+        assert opened is not None
+        return opened.encrypted
+
+    @property
+    def state(self) -> JournalState:
+        return self._journal.state
+
+    async def write_records(self, records: list[RightRecord]) -> None:
+        """Durable when it returns."""
+        await self._append(*(right_written(record) for record in records))
+
+    async def note(self, name: str, value: bytes) -> None:
+        await self._append(Noted(name, value))
+
+    async def streams_at(self, offsets: dict[tuple[str, int], int]) -> None:
+        """Not synced: it lies in the blackout, and is used only where this host's page cache has survived."""
+        self._append_soon(StreamsAt(tuple((process, stream, at) for (process, stream), at in offsets.items())))
+
+    def write_entry(self, entry: Entry) -> None:
+        self._append_soon(told(entry, self._journal.state.side))
+
+    async def last_record(self) -> RightRecord:
+        """The newest right record, from the disk."""
+        await self._reread()
+        record = self._journal.state.right_record
+        assert record is not None
+        return record
+
+    async def _append(self, *added: JournalRecord) -> None:
+        if self._spoilt:
+            await self._reread()
+        if self._journal.wants_compaction:
+            await self._compact()
+        data = self._journal.append(*added)
+        try:
+            await self._disk.run(lambda: self._file.append(data))
+        except Unavailable:
+            self._spoilt = True
+            raise
+
+    def _append_soon(self, added: JournalRecord) -> None:
+        if self._spoilt:
+            return
+        data = self._journal.append(added)
+        self._disk.soon(lambda: self._file.append(data, sync=False), self._spoil)
+
+    def _spoil(self, error: BaseException) -> None:
+        log.error("%s: %s", self._places.journal_file, error)
+        self._spoilt = True
+
+    async def _reread(self) -> None:
+        def read() -> Journal:
+            found = replay(self._places.journal_file.read_bytes())
+            if found.torn_bytes:
+                self._file.truncate(found.valid_bytes)
+            return Journal(found)
+
+        self._journal = await self._disk.run(read)
+        self._spoilt = False
+
+    async def _compact(self) -> None:
+        data = self._journal.compacted()
+
+        def replace() -> AppendOnlyFile:
+            write_atomically(self._places.journal_file, data)
+            return AppendOnlyFile(self._places.journal_file)
+
+        self._file.close()
+        self._file = await self._disk.run(replace)
+
+    async def keep_statement(self, signed: bytes) -> None:
+        """Keep the last statement on this host; those older than 30 days go."""
+        opened = self._journal.state.opened
+        assert opened is not None
+        path = statement_file(self._places, opened.session_id, opened.key_id, self._journal.state.side)
+        await self._disk.run(lambda: write_atomically(path, signed))
+        self._disk.soon(lambda: _forget_older(self._places.statements_dir, STATEMENT_KEPT_S), self._spoil_not)
+
+    def _spoil_not(self, error: BaseException) -> None:
+        log.warning("old files were not removed: %s", error)
+
+    async def keep_report(self, report: bytes) -> None:
+        """Keep the session's report; the newest 1,000 stay."""
+        opened = self._journal.state.opened
+        assert opened is not None
+        path = report_file(self._places, opened.session_id, self._journal.state.side)
+        await self._disk.run(lambda: write_atomically(path, report))
+        self._disk.soon(lambda: _keep_newest(self._places.reports_dir, REPORTS_KEPT_MAX), self._spoil_not)
+
+    async def close(self) -> None:
+        """The session is over and its statement is kept: remove the books, the key first."""
+        await self._disk.run(self._file.close)
+        await self._disk.run(lambda: remove(self._places))
+
+
+def key_file(places: Places) -> Path:
+    return places.journal_file.with_name("session.key")
+
+
+def config_file(places: Places) -> Path:
+    return places.journal_file.with_name("session.config")
+
+
+def statement_file(places: Places, session_id: str, session_key_id: bytes, side: Side) -> Path:
+    return places.statements_dir / f"{session_name(SessionId(session_id))}-{session_key_id.hex()}-{side.value}"
+
+
+def report_file(places: Places, session_id: str, side: Side) -> Path:
+    return places.reports_dir / f"{session_name(SessionId(session_id))}-{side.value}.json"
+
+
+def kept_statements(places: Places, session_id: str) -> list[bytes]:
+    """Last statements of ended sessions of this id on this host, the newest first. Blocks."""
+    paths = places.statements_dir.glob(f"{session_name(SessionId(session_id))}-*")
+    return [path.read_bytes() for path in sorted(paths, key=_modified, reverse=True)]
+
+
+def kept_reports(places: Places, session_id: str) -> list[bytes]:
+    """Reports of ended sessions of this id on this host, the newest first. Blocks."""
+    paths = places.reports_dir.glob(f"{session_name(SessionId(session_id))}-*.json")
+    return [path.read_bytes() for path in sorted(paths, key=_modified, reverse=True)]
+
+
+def remove(places: Places) -> None:
+    """Remove a session's books, the key first: without it nothing of them can be used. Blocks."""
+    for path in (key_file(places), config_file(places), places.journal_file):
+        path.unlink(missing_ok=True)
+    make_folder(places.state_dir)
+    sync_folder(places.state_dir)
+
+
+def _modified(path: Path) -> float:
+    return path.stat().st_mtime
+
+
+def _forget_older(folder: Path, age_s: float) -> None:
+    newest = max((_modified(path) for path in folder.iterdir()), default=0.0)
+    for path in folder.iterdir():
+        if _modified(path) < newest - age_s:
+            path.unlink(missing_ok=True)
+
+
+def _keep_newest(folder: Path, count: int) -> None:
+    paths = sorted(folder.iterdir(), key=_modified, reverse=True)
+    for path in paths[count:]:
+        path.unlink(missing_ok=True)
+
+

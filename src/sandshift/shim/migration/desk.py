@@ -1,0 +1,281 @@
+"""The one place of a shim where calls of the Migration service meet its session: which call is served, and when.
+
+At most one session at a time. Legality is looked up in `session/states.py`; calls that change something are handled one
+after another, each in a task of its own, so that a caller who goes away takes nothing with them. TransferSandbox and
+Notifications only watch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Coroutine
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from sandshift.errors import IllegalMove, NoRoom, SandshiftError
+from sandshift.session.states import Action, Call, Outcome, Side, Standing, State, check
+from sandshift.shim.migration.destination import Destination
+from sandshift.shim.migration.source import Source
+
+if TYPE_CHECKING:
+    from google.protobuf.any_pb2 import Any as AnyMessage
+
+    from sandshift.session.descriptor import Descriptor
+    from sandshift.session.record import Entry
+    from sandshift.shim.migration.opening import Opening
+    from sandshift.shim.sandbox import LiveSandbox
+    from sandshift.wire.migration import messages_pb2
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+ARRIVAL_S: Final = 2.0
+"""A destination's unary TransferSandbox answers OK if nothing has arrived for this long (contract 4.7)."""
+ORPHAN_LOOK_S: Final = 1.0
+BACK: Final = {Side.SOURCE: Call.RESUME, Side.DESTINATION: Call.STOP}
+
+
+class Desk:
+    def __init__(self, sandbox: LiveSandbox, opening: Opening) -> None:
+        self.sandbox = sandbox
+        self.active: Source | Destination | None = None
+        self._opening = opening
+        self._last = Standing(State.IDLE)
+        self._turn = asyncio.Lock()
+        self._subscribers = 0
+        self._calls = 0
+        self._quiet_since_s = time.monotonic()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._task_orphan: asyncio.Task[None] | None = None
+
+    # What everybody may ask
+
+    @property
+    def standing(self) -> Standing:
+        """The active session's; in Idle the last ended one's."""
+        return self.active.session.standing if self.active is not None else self._last
+
+    def require_no_session(self, what: str) -> None:
+        """Refuse at once what would change the sandbox while it moves (contract 4.13)."""
+        if self.active is not None:
+            standing = self.standing
+            raise IllegalMove(
+                f"{what}: sandbox {self.sandbox.sandbox_id} is in migration session {standing.session_id!r} "
+                f"({standing.state.value}); repeat when the session has ended"
+            )
+
+    def require_active(self) -> Source | Destination:
+        assert self.active is not None, "legality was looked up: there is a session"
+        return self.active
+
+    # Calls, one at a time
+
+    async def _in_turn(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do `work` when those before it are done, to its end whatever becomes of the caller."""
+
+        async def take_turn() -> T:
+            async with self._turn:
+                return await work
+
+        self._calls += 1
+        task = asyncio.create_task(take_turn(), name="migration call")
+        self._tasks.add(task)
+        task.add_done_callback(self._call_ended)
+        return await asyncio.shield(task)
+
+    def _call_ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        self._calls -= 1
+        self._quiet_since_s = time.monotonic()
+        if not task.cancelled():
+            task.exception()  # Told to the caller; if they have gone, it is not an unheard error.
+
+    async def export(self, request: messages_pb2.PrepareAndExportSandboxRequest) -> AnyMessage:
+        return await self._in_turn(self._export(request))
+
+    async def _export(self, request: messages_pb2.PrepareAndExportSandboxRequest) -> AnyMessage:
+        outcome = check(Call.PREPARE_AND_EXPORT, self.standing, request.session_id)
+        if outcome is Outcome.SAME_EXPORT:
+            return self._opening.exported_again(request, self.require_active())
+        source, config = await self._opening.export(request)
+        self._begin(source)
+        return config
+
+    async def import_sandbox(self, request: messages_pb2.ImportSandboxRequest) -> None:
+        await self._in_turn(self._import(request))
+
+    async def _import(self, request: messages_pb2.ImportSandboxRequest) -> None:
+        outcome = check(Call.IMPORT, self.standing, request.session_id)
+        if outcome is Outcome.SAME_IMPORT:
+            self._opening.imported_again(request, self.require_active())
+            return
+        self._begin(await self._opening.import_sandbox(request))
+
+    async def prepare(self, request: messages_pb2.PrepareSandboxRequest) -> None:
+        await self._in_turn(self._prepare(request))
+
+    async def _prepare(self, request: messages_pb2.PrepareSandboxRequest) -> None:
+        if check(Call.PREPARE, self.standing, request.session_id) is Outcome.NO_EFFECT:
+            return
+        active = self.require_active()
+        assert isinstance(active, Destination)
+        await self._opening.prepare(request, active)
+
+    async def give_socket(self, session_id: str, descriptor: Descriptor) -> None:
+        await self._in_turn(self._give_socket(session_id, descriptor))
+
+    async def _give_socket(self, session_id: str, descriptor: Descriptor) -> None:
+        check(Call.CREATE_DUPLICATE_SOCKET, self.standing, session_id)
+        active = self.require_active()
+        waiting = active.session.state is State.SOCKET_WAITING
+        await active.give_socket(descriptor)
+        if isinstance(active, Destination) and not waiting:
+            # It receives from the moment that it is prepared and has the socket, whoever calls what (contract 4.7).
+            active.begin_transfer(active.bounds.socket_wait_s, active.bounds.transfer_deadline_s)
+
+    # The transfer, watched
+
+    async def begin_transfer(self, session_id: str, timeout_s: float, deadline_s: float) -> None:
+        """Start the transfer, or join the one that goes on."""
+        await self._in_turn(self._begin_transfer(session_id, timeout_s, deadline_s))
+
+    async def _begin_transfer(self, session_id: str, timeout_s: float, deadline_s: float) -> None:
+        outcome = check(Call.TRANSFER, self.standing, session_id)
+        if outcome is Outcome.NO_EFFECT:
+            return
+        active = self.require_active()
+        await active.transfer_called(timeout_s or active.bounds.socket_wait_s, deadline_s or active.bounds.transfer_deadline_s)
+
+    async def transfer(self, session_id: str, timeout_s: float, deadline_s: float) -> None:
+        """Returns when the transfer has succeeded; raises what it ended with. A caller who goes away changes nothing."""
+        await self.begin_transfer(session_id, timeout_s, deadline_s)
+        active = self.require_active()
+        active.session.used_head_only_calls = True
+        transfer = active.session.transfer
+        if isinstance(active, Destination) and not transfer.arrived.is_set():
+            await asyncio.wait(
+                [asyncio.ensure_future(transfer.arrived.wait()), asyncio.shield(transfer.done)],
+                timeout=ARRIVAL_S if active.session.channel is not None else None,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if not transfer.arrived.is_set() and not transfer.done.done():
+                return
+        error = await asyncio.shield(transfer.done)
+        if error is not None:
+            raise error
+
+    # The end
+
+    async def finalize(self, session_id: str, action: Action, receipt: bytes) -> None:
+        await self._in_turn(self._finalize(session_id, action, receipt))
+
+    async def _finalize(self, session_id: str, action: Action, receipt: bytes) -> None:
+        call = Call.RESUME if action is Action.RESUME else Call.STOP
+        if check(call, self.standing, session_id) is Outcome.NO_EFFECT:
+            return
+        active = self.require_active()
+        await self._decide(active, call, receipt)
+        if not active.session.used_head_only_calls:
+            await self._clean_up(active)
+
+    async def _decide(self, active: Source | Destination, call: Call, receipt: bytes = b"") -> None:
+        """RESUME, STOP or CLEANUP, and what belongs to a roll-back."""
+        side = active.session.side
+        going_back = side is Side.SOURCE and call is not Call.STOP
+        try:
+            await active.session.call(call, receipt)
+        except SandshiftError:
+            if going_back and active.sandbox.machine is not None and not active.sandbox.machine.alive:
+                await active.rolled_back(succeeded=False)
+            raise
+        if call is BACK[side]:
+            active.end_as_cancelled()
+        if going_back and active.session.standing.action is Action.RESUME:
+            await active.rolled_back(succeeded=True)
+
+    async def cancel(self, session_id: str) -> None:
+        await self._in_turn(self._cancel(session_id))
+
+    async def _cancel(self, session_id: str) -> None:
+        if check(Call.CANCEL, self.standing, session_id) is Outcome.NO_EFFECT:
+            return
+        active = self.require_active()
+        active.session.used_head_only_calls = True
+        await active.session.call(Call.CANCEL)
+        active.end_as_cancelled()
+
+    async def clean_up(self, session_id: str) -> None:
+        await self._in_turn(self._cleanup_called(session_id))
+
+    async def _cleanup_called(self, session_id: str) -> None:
+        if check(Call.CLEANUP, self.standing, session_id) is Outcome.NO_EFFECT:
+            return
+        await self._clean_up(self.require_active())
+
+    async def _clean_up(self, active: Source | Destination) -> None:
+        await active.settled()
+        await self._decide(active, Call.CLEANUP)
+        self._last = active.session.standing
+        self.active = None
+        await active.close()
+        if self._task_orphan is not None and self._task_orphan is not asyncio.current_task():
+            self._task_orphan.cancel()
+
+    # Notifications
+
+    async def notifications(self, session_id: str) -> AsyncIterator[Entry]:
+        check(Call.NOTIFICATIONS, self.standing, session_id)
+        session = self.require_active().session
+        session.used_head_only_calls = True
+        async for entry in self._subscribed(session.entries()):
+            yield entry
+
+    async def transfer_2691(self, session_id: str, timeout_s: float, deadline_s: float) -> AsyncIterator[Entry]:
+        """The record again, as the stream of revision 2691 wants it: from the start, whoever called before."""
+        await self.begin_transfer(session_id, timeout_s, deadline_s)
+        async for entry in self._subscribed(self.require_active().session.entries()):
+            yield entry
+
+    async def _subscribed(self, entries: AsyncIterator[Entry]) -> AsyncIterator[Entry]:
+        most = self.sandbox.config.migration.limits.subscribers_max
+        if self._subscribers >= most:
+            raise NoRoom(f"{most} subscribers listen to this session already: close one")
+        self._subscribers += 1
+        try:
+            async for entry in entries:
+                yield entry
+        finally:
+            self._subscribers -= 1
+            self._quiet_since_s = time.monotonic()
+
+    # A session that everybody has forgotten
+
+    def _begin(self, active: Source | Destination) -> None:
+        self.active = active
+        self.sandbox.session_watches = active
+        self._quiet_since_s = time.monotonic()
+        self._task_orphan = asyncio.create_task(self._watch_for_orphan(active), name="orphan")
+
+    async def _watch_for_orphan(self, active: Source | Destination) -> None:
+        """No call, no subscriber, no transfer for long: before the blackout the session ends by itself (contract 5)."""
+        while self.active is active:
+            await asyncio.sleep(ORPHAN_LOOK_S)
+            quiet_s = time.monotonic() - self._quiet_since_s
+            busy = self._calls or self._subscribers or active.session.state in (State.TRANSFERRING, State.SOCKET_WAITING)
+            if busy or quiet_s < active.bounds.orphan_s or active.session.party.complete:
+                continue
+            log.warning("session %s: nobody has asked for %.0f s: it ends by itself", active.session.session_id, quiet_s)
+            try:
+                await self._in_turn(self._abandon(active))
+            except SandshiftError as error:
+                log.warning("session %s could not be ended: %s", active.session.session_id, error)
+
+    async def _abandon(self, active: Source | Destination) -> None:
+        if self.active is active and not active.session.party.complete:
+            active.session.warnings.append("nobody asked for this session any more: it ended by itself")
+            if active.session.state not in (State.FAILED, State.CANCELLED, State.FINALIZED):
+                await active.session.call(Call.CANCEL)
+                active.end_as_cancelled()
+            await self._clean_up(active)

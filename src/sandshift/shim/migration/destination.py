@@ -1,0 +1,224 @@
+"""The destination's side of a session: import, prepare a VM that waits, receive, and afterwards run or discard."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import struct
+import time
+from typing import TYPE_CHECKING, Final
+
+from google.protobuf.message import DecodeError
+
+from sandshift.errors import SandshiftError
+from sandshift.session.phases import Outcome, Phase, PhaseState, Told
+from sandshift.session.record import BlackoutExited
+from sandshift.session.right_model import ChannelLost, MemoryComplete, Moved, Restarted, RightEvent, TransferFailed
+from sandshift.session.states import Event, State
+from sandshift.shim.migration.session import MEMORY_DIFFERS
+from sandshift.shim.migration.side import POLL_S, EventQueue, SessionSide
+from sandshift.shim.migration.source import transfer_state
+from sandshift.vmm.machine import ChannelSecurity, MigrationStatus, RunState
+from sandshift.wire.sandshift import state_pb2
+
+if TYPE_CHECKING:
+    from sandshift.sandbox.model import Sandbox
+    from sandshift.sandbox.shape import MachineShape
+    from sandshift.session.statement import Statement
+    from sandshift.vmm.machine import Machine, MachineEvent
+
+log = logging.getLogger(__name__)
+
+TCP_BYTES_RECEIVED: Final = struct.Struct("=Q")
+TCP_BYTES_RECEIVED_AT: Final = 128
+"""Offset of tcpi_bytes_received in struct tcp_info. Source: include/uapi/linux/tcp.h."""
+PEER_WORDS: Final = ("reset by peer", "broken pipe", "end of file", "end-of-file", "unexpected eof", "input/output error", "not received")
+"""What QEMU says when the stream ended, and not what was in it."""
+ARRIVED_TRIES_MAX: Final = 5
+
+
+class Destination(SessionSide):
+    model: Sandbox
+    shape: MachineShape
+    exported_at_us = 0
+    """The source host's clock when it exported."""
+    _digest: bytes | None = None
+    _handover: state_pb2.HandoverRecord | None = None
+    _heard_at_us = 0
+    _resumed_at_us = 0
+    _task_arrived: asyncio.Task[None] | None = None
+
+    async def prepare(self) -> None:
+        """Make the stopped VM, waiting for the stream."""
+        await self.sandbox.prepare_incoming(self.model, self.shape)
+        await self.session.feed(Moved(Event.PREPARED))
+
+    # The transfer
+
+    async def _transfer(self, deadline_s: float) -> None:
+        machine = self.sandbox.require_machine()
+        assert self.session.channel is not None
+        events = EventQueue(machine)
+        patience = Patience(self.session.channel.descriptor, self.bounds.stall_s, deadline_s)
+        try:
+            security = ChannelSecurity(self.books.session_key if self.books.encrypted else b"")
+            await machine.migrate_in(self.session.channel.descriptor, security)
+            while not self.session.transfer.done.done():
+                event = await events.next(POLL_S)
+                if event is None:
+                    if self.session.transfer.arrived.is_set() and (why := patience.is_over(time.monotonic())):
+                        await self.fail(*why)
+                else:
+                    await self._on_event(machine, event)
+        finally:
+            events.close()
+
+    async def _on_event(self, machine: Machine, event: MachineEvent) -> None:
+        if event.name == "DEAD":
+            await self.fail(Outcome.OWN_VM_FAILED, f"the destination's VM process has died: {event.data.get('stderr', '')}")
+        elif event.name == "MIGRATION":
+            match MigrationStatus(str(event.data["status"])):
+                case MigrationStatus.ACTIVE:
+                    self.session.transfer.arrived.set()
+                    await self.mark_started()
+                case MigrationStatus.COMPLETED:
+                    await self._completed(machine)
+                case MigrationStatus.FAILED:
+                    await self._failed(machine)
+
+    async def _completed(self, machine: Machine) -> None:
+        """All of it is here. With checksum verification nothing is said before the digests have been compared."""
+        await self.mark_started()
+        if self.options.checksum_verification:
+            self._digest = await machine.memory_digest()
+        await self.session.channel_is_free()
+        if self.options.checksum_verification and not await self._source_agrees():
+            return
+        await self.session.feed(MemoryComplete())
+        if self.session.state is State.TRANSFER_COMPLETED:
+            self.session.end_transfer(Outcome.SUCCESS, "")
+
+    async def _source_agrees(self) -> bool:
+        try:
+            async with asyncio.timeout(self.bounds.handover_frame_s):
+                await self.session.heard.wait()
+        except TimeoutError:
+            await self.fail(Outcome.PEER_LOST, "the source's digest of the guest's memory did not come")
+            return False
+        if self._handover is None or self._handover.memory_digest != self._digest:
+            await self.session.feed(TransferFailed(MEMORY_DIFFERS))
+            self.session.end_transfer(Outcome.CHECKSUM, MEMORY_DIFFERS)
+            return False
+        return True
+
+    def believes(self, statement: Statement) -> bool:
+        """Takes the handover record from the first statement that has one, and notes when that came."""
+        if statement.handover and self._handover is None:
+            try:
+                self._handover = state_pb2.HandoverRecord.FromString(statement.handover)
+            except DecodeError:
+                log.warning("the source's handover record cannot be read")
+                return False
+            self._heard_at_us = time.time_ns() // 1000
+        if self._digest is None or self._handover is None:
+            return True
+        return self._handover.memory_digest == self._digest
+
+    async def _failed(self, machine: Machine) -> None:
+        reason = (await machine.migration_info()).error or "QEMU gives no reason"
+        lost = any(word in reason.lower() for word in PEER_WORDS)
+        await self.fail(Outcome.PEER_LOST if lost else Outcome.OWN_VM_FAILED, f"the transfer failed: {reason}")
+
+    # What the protocol orders
+
+    async def stop_transfer(self) -> RightEvent | None:
+        machine = self.sandbox.machine
+        if self.session.channel is None or self.session.party.complete:
+            return None
+        if machine is not None and machine.alive:
+            status = (await machine.migration_info()).status
+            if status is MigrationStatus.COMPLETED:
+                return None
+        self.session.channel.cut()
+        return ChannelLost()
+
+    async def guest_runs(self) -> None:
+        """In the blackout's last moment: only what must not wait."""
+        self._resumed_at_us = time.time_ns() // 1000
+        self.session.tell(Told(Phase.BLACKOUT_EXITED, PhaseState.SUCCESS), blackout=self._blackout())
+        if self._task_arrived is None:
+            self._task_arrived = asyncio.create_task(self._arrived(), name="arrival")
+
+    def _blackout(self) -> BlackoutExited:
+        """The blackout as a duration: what the source measured up to its first frame, and what was measured here since."""
+        here_us = max(0, self._resumed_at_us - self._heard_at_us) if self._heard_at_us else 0
+        there_us = self._handover.stopped_for_us if self._handover else 0
+        return BlackoutExited(duration_ms=round((here_us + there_us) / 1000), stopped_at_us=self._resumed_at_us)
+
+    async def _arrived(self) -> None:
+        """Clock, processes and streams, as soon as the guest answers. Errors are warnings: the guest runs."""
+        bases: dict[str, dict[int, int]] = {}
+        for at in self._handover.streams if self._handover else ():
+            bases.setdefault(at.process_id, {})[at.stream] = at.offset
+        for process in self.model.processes:
+            self.sandbox.processes.adopt(process.process_id, process.pid, process.args, bases.get(process.process_id, {}))
+        try:
+            await self.sandbox.arrived()
+        except SandshiftError as error:
+            self.session.warnings.append(f"after the move the guest's agent did not answer: {error.message}")
+            log.warning("after the move: %s", error)
+
+    async def settled(self) -> None:
+        """Returns when what follows a start here has been done."""
+        if self._task_arrived is not None:
+            await asyncio.shield(self._task_arrived)
+
+    async def destroy_vm(self) -> None:
+        await self.sandbox.abandon_incoming()
+
+    async def look(self) -> Restarted:
+        machine = self.sandbox.machine
+        if machine is None or not machine.alive:
+            return Restarted(vm_alive=self.session.state is State.DESTINATION_IMPORTED)
+        status = (await machine.migration_info()).status
+        running = await machine.run_state() is RunState.RUNNING
+        return Restarted(vm_alive=True, vm_running=running, transfer=transfer_state(status))
+
+
+class Patience:
+    """How long a destination waits for bytes: the transfer's deadline, and a stall. Reads the kernel's count of the socket."""
+
+    def __init__(self, descriptor: int, stall_s: float, deadline_s: float) -> None:
+        self._descriptor = descriptor
+        self._stall_s = stall_s
+        self._deadline_s = deadline_s
+        self._began_s = time.monotonic()
+        self._received = -1
+        self._moved_at_s = self._began_s
+
+    def is_over(self, now_s: float) -> tuple[Outcome, str] | None:
+        received = received_bytes(self._descriptor)
+        if received is None or received != self._received:
+            self._received, self._moved_at_s = received if received is not None else -1, now_s
+        if now_s - self._began_s > self._deadline_s:
+            return Outcome.DEADLINE, f"the transfer was not over within {self._deadline_s:g} s"
+        if received is not None and now_s - self._moved_at_s > self._stall_s:
+            return Outcome.STALL, f"no byte came for {self._stall_s:g} s"
+        return None
+
+
+def received_bytes(descriptor: int) -> int | None:
+    """What the kernel has received on a TCP connection; None where it does not count (a Unix socket)."""
+    with socket.socket(fileno=os.dup(descriptor)) as held:
+        try:
+            info = held.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_BYTES_RECEIVED_AT + TCP_BYTES_RECEIVED.size)
+        except OSError:
+            return None
+    if len(info) < TCP_BYTES_RECEIVED_AT + TCP_BYTES_RECEIVED.size:
+        return None
+    received: int = TCP_BYTES_RECEIVED.unpack_from(info, TCP_BYTES_RECEIVED_AT)[0]
+    return received
+
+

@@ -1,0 +1,207 @@
+"""What source and destination of a session do alike: keep the journal, take the socket, run the transfer in a task.
+
+A side is the `Host` of its Session: it carries out, in its own way, what the protocol orders.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Final
+
+from sandshift.errors import SandshiftError
+from sandshift.session.descriptor import Descriptor
+from sandshift.session.descriptor import check as check_descriptor
+from sandshift.session.phases import Outcome
+from sandshift.session.record import Record
+from sandshift.session.right_model import Moved, Party, Restarted, RightEvent, TransferFailed, VmDied
+from sandshift.session.right_model import Record as RightRecord
+from sandshift.session.states import Event, State
+from sandshift.shim.handed_socket import close_quietly, copy_descriptor, facts_of
+from sandshift.shim.migration.channel import Channel
+from sandshift.shim.migration.session import Session
+
+if TYPE_CHECKING:
+    from sandshift.session.options import Bounds, Options
+    from sandshift.session.record import Entry
+    from sandshift.session.statement import Seal, Statement
+    from sandshift.shim.migration.books import Books
+    from sandshift.shim.sandbox import LiveSandbox
+    from sandshift.vmm.machine import Machine, MachineEvent
+
+log = logging.getLogger(__name__)
+
+POLL_S: Final = 0.25
+"""How often QEMU is asked how far it is, and limits are looked at."""
+
+
+class SessionSide(ABC):
+    def __init__(self, sandbox: LiveSandbox, books: Books, party: Party, seal: Seal, options: Options, bounds: Bounds, record: Record) -> None:
+        self.sandbox = sandbox
+        self.books = books
+        self.options = options
+        self.bounds = bounds
+        self.session = Session(party, seal, self, options, bounds, record)
+        self._socket_given = asyncio.Event()
+        self._task_transfer: asyncio.Task[None] | None = None
+
+    # What the Session asks of its host
+
+    @property
+    def machine(self) -> Machine | None:
+        return self.sandbox.machine
+
+    async def write_record(self, records: list[RightRecord]) -> None:
+        await self.books.write_records(records)
+
+    def write_entry(self, entry: Entry) -> None:
+        self.books.write_entry(entry)
+
+    async def keep_statement(self, signed: bytes) -> None:
+        await self.books.keep_statement(signed)
+
+    async def last_record(self) -> RightRecord:
+        return await self.books.last_record()
+
+    def believes(self, statement: Statement) -> bool:
+        del statement
+        return True
+
+    @abstractmethod
+    async def look(self) -> Restarted: ...
+
+    @abstractmethod
+    async def stop_transfer(self) -> RightEvent | None: ...
+
+    @abstractmethod
+    async def guest_runs(self) -> None: ...
+
+    @abstractmethod
+    async def destroy_vm(self) -> None: ...
+
+    # The socket
+
+    async def give_socket(self, descriptor: Descriptor) -> None:
+        """Take a copy of the caller's socket. Refusals leave the session as it was."""
+        copy = await asyncio.to_thread(copy_descriptor, descriptor.pid, descriptor.fd)
+        try:
+            check_descriptor(descriptor, facts_of(copy))
+            machine = self.sandbox.machine
+            if machine is not None:
+                await machine.keep_channel(copy)
+            await self.session.feed(Moved(Event.SOCKET_GIVEN))
+        except BaseException:
+            close_quietly(copy)
+            raise
+        self.session.channel = Channel(copy)
+        self._socket_given.set()
+
+    # The transfer
+
+    async def transfer_called(self, socket_wait_s: float, deadline_s: float) -> None:
+        """TransferSandbox was called: go on as soon as there is a socket."""
+        if self.session.state in (State.SOURCE_EXPORTED, State.DESTINATION_PREPARED):
+            await self.session.feed(Moved(Event.TRANSFER_CALLED))
+        elif self.session.state is State.SOCKET_READY:
+            await self.mark_started()
+        self.begin_transfer(socket_wait_s, deadline_s)
+
+    def begin_transfer(self, socket_wait_s: float, deadline_s: float) -> None:
+        """Let the transfer go on in a task of its own: it belongs to no call. Later calls join it."""
+        if self._task_transfer is None:
+            self._task_transfer = asyncio.create_task(self._run(socket_wait_s, deadline_s), name="transfer")
+
+    async def _run(self, socket_wait_s: float, deadline_s: float) -> None:
+        """Every error ends the transfer with an outcome; none leaves this task."""
+        try:
+            if not await self._wait_for_socket(socket_wait_s):
+                return
+            await self._transfer(deadline_s)
+        except asyncio.CancelledError:
+            raise
+        except SandshiftError as error:
+            await self.fail(Outcome.OWN_VM_FAILED, error.message)
+        except Exception as error:
+            log.exception("the transfer of session %s met a defect", self.session.session_id)
+            await self.fail(Outcome.DEFECT, f"a defect of the shim: {type(error).__name__}; its log has the details")
+
+    async def _wait_for_socket(self, socket_wait_s: float) -> bool:
+        try:
+            async with asyncio.timeout(socket_wait_s):
+                await self._socket_given.wait()
+        except TimeoutError:
+            await self.fail(
+                Outcome.SOCKET_WAIT,
+                f"no socket came within {socket_wait_s:g} s: call CreateDuplicateSocket on the {self.session.side.value}",
+            )
+            return False
+        return True
+
+    @abstractmethod
+    async def _transfer(self, deadline_s: float) -> None: ...
+
+    async def mark_started(self) -> None:
+        """The session is Transferring. Idempotent."""
+        transfer = self.session.transfer
+        if not transfer.started:
+            transfer.started = True
+            self.session.record.transfer_started(time.time_ns() // 1000)
+            await self.session.feed(Moved(Event.TRANSFER_STARTED))
+
+    async def fail(self, outcome: Outcome, message: str) -> None:
+        """The transfer has not come to a good end: the protocol first, then who waits."""
+        if self.session.state in (State.CANCELLING, State.CANCELLED):
+            outcome, message = Outcome.CANCELLED, "the migration was cancelled"
+        elif self.sandbox.machine is not None and not self.sandbox.machine.alive:
+            await self.session.feed(VmDied(message))
+        else:
+            await self.session.feed(TransferFailed(message))
+        self.session.end_transfer(outcome, message)
+
+    def end_as_cancelled(self) -> None:
+        """A Cancel, or a Finalize that goes back, was asked for and done: whoever waits for the transfer hears of it."""
+        self.session.end_transfer(Outcome.CANCELLED, "the migration was cancelled")
+
+    async def settled(self) -> None:
+        """Returns when what follows a decision has been done too."""
+
+    async def stop_transfer_task(self) -> None:
+        task = self._task_transfer
+        if task is not None and task is not asyncio.current_task():
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    async def close(self) -> None:
+        """The session has ended: let go of everything but the VM and the record."""
+        await self.stop_transfer_task()
+        if self.sandbox.machine is not None and self.sandbox.machine.alive:
+            with contextlib.suppress(SandshiftError):
+                await self.sandbox.machine.drop_channel()
+        await self.session.close()
+
+
+class EventQueue:
+    """A VM's events with a clock: `next` gives an event, or None when `wait_s` have passed without one."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._events: asyncio.Queue[MachineEvent] = asyncio.Queue()
+        self._task = asyncio.create_task(self._pump(machine.events()), name="VM events")
+
+    async def _pump(self, events: object) -> None:
+        async for event in events:  # type: ignore[attr-defined]
+            self._events.put_nowait(event)
+
+    async def next(self, wait_s: float) -> MachineEvent | None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                return await self._events.get()
+        return None
+
+    def close(self) -> None:
+        self._task.cancel()
+
+

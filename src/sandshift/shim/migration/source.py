@@ -1,0 +1,226 @@
+"""The source's side of a session: export, send, settle at the switchover, and afterwards stop or take back."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from sandshift.errors import SandshiftError
+from sandshift.session import phases
+from sandshift.session.phases import Outcome, Phase, PhaseState, Told
+from sandshift.session.right_model import ChannelLost, MemoryComplete, Restarted, RightEvent
+from sandshift.session.right_model import Transfer as TransferState
+from sandshift.session.statement import Cell
+from sandshift.session.states import State
+from sandshift.shim.migration.pacing import Pacer, StopSending
+from sandshift.shim.migration.side import EventQueue, SessionSide
+from sandshift.shim.sandbox import EXIT_MIGRATED
+from sandshift.vmm.machine import ChannelSecurity, MigrationStatus, RunState
+from sandshift.wire.sandshift import state_pb2
+
+if TYPE_CHECKING:
+    from sandshift.vmm.machine import Machine, MachineEvent
+
+log = logging.getLogger(__name__)
+
+GUEST_ENDED: Final = frozenset({"SHUTDOWN", "RESET", "GUEST_PANICKED", "POWERDOWN"})
+
+
+class Source(SessionSide):
+    stopped_at_us = 0
+    """When the guest stopped for the last pass: QEMU's stamp, this host's clock."""
+    offsets: dict[tuple[str, int], int] = {}  # noqa: RUF012 - replaced, never changed
+    memory_digest = b""
+    moved_to = ""
+    pacer: Pacer | None = None
+    checksum_ms = 0.0
+
+    # The transfer
+
+    async def _transfer(self, deadline_s: float) -> None:
+        machine = self.sandbox.require_machine()
+        assert self.session.channel is not None
+        await self.mark_started()
+        pacer = self.pacer = Pacer(
+            self.sandbox.config,
+            self.options,
+            replace(self.bounds, transfer_deadline_s=deadline_s),
+            memory_bytes=machine.shape.memory_bytes,
+            now_s=time.monotonic(),
+        )
+        events = EventQueue(machine)
+        try:
+            security = ChannelSecurity(self.books.session_key if self.books.encrypted else b"")
+            await machine.migrate_out(self.session.channel.descriptor, security, pacer.settings)
+            while not self.session.transfer.done.done():
+                wait_s = pacer.next_look_s(time.monotonic())
+                await self._on_event(machine, pacer, await events.next(wait_s))
+        except StopSending as rule:
+            await self._give_up(machine, rule)
+        finally:
+            events.close()
+
+    async def _on_event(self, machine: Machine, pacer: Pacer, event: MachineEvent | None) -> None:
+        match event.name if event else "tick":
+            case "tick" | "MIGRATION_PASS":
+                await self._look(machine, pacer)
+            case "STOP":
+                assert event is not None
+                self._guest_stopped(event.at_us)
+                pacer.guest_stopped(time.monotonic())
+            case "MIGRATION":
+                assert event is not None
+                await self._on_status(machine, pacer, MigrationStatus(str(event.data["status"])))
+            case "DEAD":
+                await self.fail(*self._why_dead())
+            case name if name in GUEST_ENDED:
+                assert event is not None
+                self.guest_ended = f"{name.lower()}: {event.data.get('reason', event.data.get('action', 'no reason given'))}"
+
+    guest_ended = ""
+    """What the guest did to itself during the move."""
+
+    def _why_dead(self) -> tuple[Outcome, str]:
+        if self.guest_ended:
+            return Outcome.GUEST_RESET, f"the guest ended while it moved ({self.guest_ended})"
+        return Outcome.OWN_VM_FAILED, "the source's VM process has died"
+
+    def _guest_stopped(self, at_us: int) -> None:
+        if not self.session.transfer.in_blackout:
+            self.stopped_at_us = at_us
+            self.session.transfer.in_blackout = True
+            self.session.tell(Told(Phase.BLACKOUT_STARTED, PhaseState.SUCCESS))
+
+    async def _on_status(self, machine: Machine, pacer: Pacer, status: MigrationStatus) -> None:
+        match status:
+            case MigrationStatus.ACTIVE:
+                self.session.tell(Told(Phase.SETUP_DONE, PhaseState.SUCCESS))
+            case MigrationStatus.PRE_SWITCHOVER:
+                await self._settle(machine, pacer)
+            case MigrationStatus.COMPLETED:
+                await self._completed()
+            case MigrationStatus.FAILED | MigrationStatus.CANCELLED:
+                await self._not_completed(machine)
+
+    async def _look(self, machine: Machine, pacer: Pacer) -> None:
+        """Ask how far QEMU is, tell it, and let the rules act."""
+        info = await machine.migration_info()
+        if info.status not in (MigrationStatus.ACTIVE, MigrationStatus.DEVICE, MigrationStatus.PRE_SWITCHOVER):
+            return
+        now_s = time.monotonic()
+        progress, settings = pacer.on_info(info, now_s=now_s)
+        self.session.tell_progress(progress, now_s=now_s)
+        if settings is not None:
+            await machine.tune(settings)
+
+    async def _settle(self, machine: Machine, pacer: Pacer) -> None:
+        """The guest is stopped and all but the rest is out: the last moment to turn back by ourselves."""
+        if pacer.wants_estimate:
+            pacer.before_switchover(await machine.migration_info(), now_s=time.monotonic())
+        if self.options.checksum_verification:
+            began_s = time.monotonic()
+            self.memory_digest = await machine.memory_digest()
+            self.checksum_ms = (time.monotonic() - began_s) * 1000
+        self.offsets = self.sandbox.processes.freeze()
+        await machine.switch_over()
+
+    def _stopped_for_us(self) -> int:
+        return max(0, time.time_ns() // 1000 - self.stopped_at_us)
+
+    async def _completed(self) -> None:
+        """Everything is out. The record, then the first frame, then the news."""
+        await self.session.channel_is_free()
+        await self.session.feed(MemoryComplete(self.handover()))
+        if self.session.state in (State.CANCELLING, State.CANCELLED):
+            self.session.end_transfer(Outcome.CANCELLED, "the migration was cancelled")
+            return
+        self.session.tell(Told(Phase.OFFLINE_DONE, PhaseState.SUCCESS))
+        self.session.end_transfer(Outcome.SUCCESS, "")
+        await self.books.streams_at(self.offsets)
+
+    async def _not_completed(self, machine: Machine) -> None:
+        """QEMU gave up, or was told to; unless it lies dying it has resumed the guest by itself."""
+        info = await machine.migration_info()
+        self.sandbox.processes.thaw()
+        reason = info.error or f"QEMU reports {info.status.value}"
+        if info.status is MigrationStatus.CANCELLED:
+            await self.fail(Outcome.CANCELLED, "the migration was cancelled")
+        else:
+            await self.fail(Outcome.PEER_LOST, f"the transfer failed: {reason}")
+
+    async def _give_up(self, machine: Machine, rule: StopSending) -> None:
+        """A rule of ours ended the transfer while the source can still go on."""
+        await machine.cancel_transfer()
+        self.sandbox.processes.thaw()
+        await self.fail(rule.outcome, rule.message)
+
+    def handover(self) -> bytes:
+        """The handover record: made once, the same bytes ever after."""
+        record = state_pb2.HandoverRecord(
+            stopped_at_unix_us=self.stopped_at_us,
+            stopped_for_us=self._stopped_for_us() if self.stopped_at_us else 0,
+            memory_digest=self.memory_digest,
+            streams=[
+                state_pb2.StreamOffset(process_id=process_id, stream=stream, offset=offset)
+                for (process_id, stream), offset in sorted(self.offsets.items())
+            ],
+        )
+        return record.SerializeToString(deterministic=True)
+
+    # What the protocol orders
+
+    async def stop_transfer(self) -> RightEvent | None:
+        machine = self.sandbox.machine
+        if machine is None or not machine.alive or self.session.channel is None:
+            return None
+        before = (await machine.migration_info()).status
+        if before in (MigrationStatus.NONE, MigrationStatus.FAILED, MigrationStatus.CANCELLED):
+            return None
+        if before is not MigrationStatus.COMPLETED:
+            await machine.cancel_transfer()
+        if (await machine.migration_info()).status is MigrationStatus.COMPLETED:
+            return None if self.session.party.complete else MemoryComplete(self.handover())
+        self.sandbox.processes.thaw()
+        self.session.channel.cut()
+        return ChannelLost()
+
+    async def guest_runs(self) -> None:
+        self.sandbox.processes.thaw()
+
+    async def destroy_vm(self) -> None:
+        await self.sandbox.end(EXIT_MIGRATED, moved_to=self.moved_to or f"session {self.session.session_id}")
+
+    async def rolled_back(self, *, succeeded: bool) -> None:
+        """A Finalize(RESUME) or a Cleanup has brought the guest back, or could not."""
+        told = phases.recovery(succeeded=succeeded)
+        self.session.tell(told)
+        if succeeded and self.sandbox.guest is not None:
+            try:
+                await self.sandbox.guest.set_clock(time.time_ns)
+            except SandshiftError as error:
+                self.session.warnings.append(f"the guest's clock was not stepped: {error.message}")
+
+    async def look(self) -> Restarted:
+        machine = self.sandbox.machine
+        if machine is None or not machine.alive:
+            return Restarted(vm_alive=False)
+        status = (await machine.migration_info()).status
+        running = await machine.run_state() is RunState.RUNNING
+        completed = status is MigrationStatus.COMPLETED
+        handover = self.handover() if completed and self.session.party.cell is Cell.OPEN else b""
+        return Restarted(vm_alive=True, vm_running=running, transfer=transfer_state(status), handover=handover)
+
+
+def transfer_state(status: MigrationStatus) -> TransferState:
+    """QEMU's word as the protocol knows it."""
+    match status:
+        case MigrationStatus.NONE | MigrationStatus.CANCELLED:
+            return TransferState.NONE
+        case MigrationStatus.COMPLETED:
+            return TransferState.COMPLETED
+        case MigrationStatus.FAILED:
+            return TransferState.FAILED
+        case _:
+            return TransferState.GOING_ON

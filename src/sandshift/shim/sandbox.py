@@ -1,0 +1,258 @@
+"""The sandbox on this host: its VM, its guest's agent, its taps and its processes, from creation to the end.
+
+What may happen when, during a migration, is not decided here: the session asks (`session/`), this does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import json
+import logging
+import secrets
+import time
+import uuid
+from dataclasses import replace
+from typing import Final
+
+from sandshift.config import Config
+from sandshift.errors import IllegalMove, SandshiftError, Unavailable
+from sandshift.guest.client import Guest
+from sandshift.sandbox import codec
+from sandshift.sandbox.model import Sandbox
+from sandshift.sandbox.shape import MachineShape
+from sandshift.session.right import Licence
+from sandshift.shim.boot import Booter, Wish
+from sandshift.shim.durable import Disk, make_folder, write_atomically
+from sandshift.shim.parts import Parts
+from sandshift.shim.places import Places
+from sandshift.shim.processes import Exit, Processes
+from sandshift.vmm.machine import Machine, MachineSpec
+
+log = logging.getLogger(__name__)
+
+EXIT_MIGRATED: Final = 255
+"""Exit code of what ran in a sandbox that has moved away, or was abandoned (contract 4.12)."""
+EXIT_KILLED: Final = 137
+POWER_OFF_S: Final = 3.0
+"""How long a guest may take to power itself off when the sandbox is stopped."""
+
+
+class Life(enum.Enum):
+    """Where a sandbox's life on this host stands."""
+
+    ABSENT = "absent"
+    """No CreateSandbox yet."""
+    CREATED = "created"
+    AWAITING = "awaiting"
+    """Made to receive a sandbox: answers READY, has no VM until PrepareSandbox."""
+    READY = "ready"
+    """The VM is this shim's; whether its vCPUs run is the session's matter."""
+    STOPPED = "stopped"
+
+
+class LiveSandbox:
+    """One per shim. Methods raise errors of `sandshift.errors`; a failed start leaves nothing behind."""
+
+    def __init__(self, config: Config, places: Places, parts: Parts, namespace: str, sandbox_id: str) -> None:
+        self.config = config
+        self.places = places
+        self.parts = parts
+        self.namespace = namespace
+        self.sandbox_id = sandbox_id
+        self.disk = Disk()
+        self.life = Life.ABSENT
+        self.model = Sandbox(sandbox_id=sandbox_id)
+        self.wish = Wish()
+        self.spec: MachineSpec | None = None
+        self.machine: Machine | None = None
+        self.guest: Guest | None = None
+        self.processes = Processes(places.output_dir)
+        self.started_from = ""
+        self.moved_to = ""
+        self.boot_id = ""
+        self.created_at_ns = 0
+        self.exited_at_ns = 0
+        self.exit_code = 0
+        self.ended = asyncio.Event()
+        self.end_expected = False
+        """A session is about to end the VM: its death is no crash."""
+        self._booter = Booter(config, places, parts, namespace)
+        self._task_watch: asyncio.Task[None] | None = None
+
+    # Creation and start
+
+    async def create(self, model: Sandbox, wish: Wish, *, awaiting: bool) -> None:
+        """Take the description. The same again is no error; another is refused."""
+        if self.life is not Life.ABSENT:
+            if (model.annotations, wish) == (self.model.annotations, self.wish):
+                return
+            raise IllegalMove(f"sandbox {self.sandbox_id} exists already, made from another description")
+        self.model, self.wish = model, wish
+        self.life = Life.AWAITING if awaiting else Life.CREATED
+        self.created_at_ns = time.time_ns()
+        await self._save()
+
+    async def start(self) -> None:
+        """Boot the VM (from a template where one fits), make the guest itself, and follow it."""
+        if self.life in (Life.AWAITING, Life.READY):
+            return
+        if self.life is not Life.CREATED:
+            raise IllegalMove(f"sandbox {self.sandbox_id} is {self.life.value}: create it before it is started")
+        boot = await self._booter.prepare(self.wish, self.model)
+        self.spec, self.started_from = boot.spec, "cold" if boot.template is None else "template"
+        try:
+            vmm = self.parts.vmm
+            self.machine = await (
+                vmm.start(boot.spec) if boot.template is None else vmm.start_from_template(boot.spec, boot.template)
+            )
+            self.guest = await self.parts.connect_guest(self.machine.agent_socket, self.config.migration.limits.agent_reply_s)
+            await self.machine.run_vcpus(Licence.first_start(self.sandbox_id))
+            await self._personalize(self.guest)
+        except BaseException:
+            await self._tear_down()
+            raise
+        self.life = Life.READY
+        self.created_at_ns = time.time_ns()
+        self.processes.follow(self.guest)
+        self._watch()
+        await self._save()
+
+    async def _personalize(self, guest: Guest) -> None:
+        await guest.personalize(
+            entropy=secrets.token_bytes(64),
+            machine_id=uuid.uuid4().hex,
+            hostname=self.model.hostname or self.sandbox_id,
+            cards=self.model.network_cards,
+            nameservers=self.wish.nameservers,
+        )
+        self.boot_id = (await guest.info()).boot_id
+
+    # A sandbox that comes from elsewhere
+
+    async def prepare_incoming(self, model: Sandbox, shape: MachineShape) -> Machine:
+        """Make the stopped VM that waits for the memory, and be connected to its agent before it runs."""
+        boot = await self._booter.prepare_incoming(model, shape)
+        self.spec = boot.spec
+        try:
+            self.machine = await self.parts.vmm.start_incoming(boot.spec)
+            self.guest = await self.parts.connect_guest(self.machine.agent_socket, self.config.migration.limits.agent_reply_s)
+        except BaseException:
+            await self._tear_down()
+            raise
+        self.model = model
+        self._watch()
+        await self._save()
+        return self.machine
+
+    async def arrived(self) -> None:
+        """The guest runs here now: step its clock and follow its processes. Not in the blackout; retried by its caller."""
+        assert self.guest is not None
+        self.life = Life.READY
+        self.started_from = "migration"
+        self.processes.follow(self.guest)
+        self.boot_id = (await self.guest.info()).boot_id
+        await self.guest.set_clock(time.time_ns)
+        await self._save()
+
+    async def abandon_incoming(self) -> None:
+        """The VM that waited here is not needed any more: back to waiting for another."""
+        await self._tear_down()
+        await self.processes.end_all(Exit(EXIT_MIGRATED, time.time_ns()))
+        self.life = Life.AWAITING
+
+    # The end
+
+    async def stop(self, timeout_s: float) -> None:
+        """Power the guest off, or kill it after `timeout_s`."""
+        if self.life is Life.STOPPED:
+            return
+        self.end_expected = True
+        machine = self.machine
+        if machine is not None and machine.alive and self.guest is not None and timeout_s > 0:
+            with contextlib.suppress(SandshiftError, TimeoutError):
+                async with asyncio.timeout(min(timeout_s, POWER_OFF_S)):
+                    await self.guest.power_off()
+                    await self._machine_ended(machine)
+        await self.end(EXIT_KILLED)
+
+    async def end(self, exit_code: int, *, moved_to: str = "") -> None:
+        """The sandbox is over on this host; `moved_to` says where it went, if it did. Idempotent."""
+        if self.life is Life.STOPPED:
+            return
+        self.end_expected = True
+        self.moved_to = moved_to
+        await self._tear_down()
+        self.life = Life.STOPPED
+        self.exit_code = exit_code
+        self.exited_at_ns = time.time_ns()
+        await self.processes.end_all(Exit(exit_code, self.exited_at_ns))
+        self.ended.set()
+
+    async def _machine_ended(self, machine: Machine) -> None:
+        async for event in machine.events():
+            if event.name == "DEAD":
+                return
+
+    async def _tear_down(self) -> None:
+        self.end_expected = True
+        await self.processes.let_go()
+        if self._task_watch is not None and self._task_watch is not asyncio.current_task():
+            self._task_watch.cancel()
+        if self.guest is not None:
+            await self.guest.close()
+            self.guest = None
+        if self.machine is not None:
+            await self.machine.destroy()
+            self.machine = None
+        if self.spec is not None:
+            await self._booter.release(self.spec)
+            self.spec = None
+        self.end_expected = False
+
+    def _watch(self) -> None:
+        assert self.machine is not None
+        self._task_watch = asyncio.create_task(self._watch_machine(self.machine), name="watch the VM")
+
+    async def _watch_machine(self, machine: Machine) -> None:
+        """Ends the sandbox when its VM ends by itself. Exceptions end up in the log: there is nobody to tell."""
+        async for event in machine.events():
+            if event.name == "DEAD" and not self.end_expected:
+                log.warning("the VM of sandbox %s has ended: %s", self.sandbox_id, dict(event.data))
+                await self.vm_died()
+
+    async def vm_died(self) -> None:
+        """Overridden by a session while one is open: then right-to-run decides what a dead VM means."""
+        await self.end(EXIT_KILLED)
+
+    # State
+
+    async def _save(self) -> None:
+        """Write down what a later shim needs to find this sandbox again."""
+        document = {
+            "sandbox": codec.sandbox_to_proto(self.model).SerializeToString().hex(),
+            "shape": codec.shape_to_proto(self.spec.shape).SerializeToString().hex() if self.spec else "",
+            "life": self.life.value,
+            "created_at_ns": self.created_at_ns,
+            "started_from": self.started_from,
+            "boot_id": self.boot_id,
+            "wish": self.wish.as_document(),
+        }
+        make_folder(self.places.state_dir)
+        data = json.dumps(document).encode()
+        await self.disk.run(lambda: write_atomically(self.places.sandbox_file, data))
+
+    def frozen_model(self) -> Sandbox:
+        """The model with its processes as they are now, for the saved state."""
+        return replace(self.model, processes=self.processes.as_model())
+
+    def require_machine(self) -> Machine:
+        if self.machine is None or not self.machine.alive:
+            raise Unavailable(f"sandbox {self.sandbox_id} has no living VM")
+        return self.machine
+
+    def require_guest(self) -> Guest:
+        if self.guest is None:
+            raise IllegalMove(f"sandbox {self.sandbox_id} is {self.life.value}: it has no guest to reach")
+        return self.guest

@@ -1,0 +1,155 @@
+"""containerd's Sandbox service on our shim: messages in, the live sandbox asked, messages out."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+from google.protobuf.message import DecodeError
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from sandshift.errors import Rejected
+from sandshift.sandbox import codec
+from sandshift.sandbox.model import Sandbox
+from sandshift.session.ids import shown
+from sandshift.shim.boot import Wish
+from sandshift.shim.sandbox import Life, LiveSandbox
+from sandshift.wire.containerd import platform_pb2, sandbox_pb2, sandbox_ttrpc
+from sandshift.wire.sandshift import shim_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import ttrpc
+    from sandshift.shim.migration.desk import Desk
+
+DESTINATION_ANNOTATION: Final = "io.sandshift.migration.destination"
+READY: Final = "SANDBOX_READY"
+NOT_READY: Final = "SANDBOX_NOTREADY"
+LINGER_S: Final = 1.0
+"""After Shutdown the shim stays until its caller has hung up, or this long: an exit at once looks like a crash."""
+
+
+def stamp_ns(at_ns: int) -> Timestamp:
+    stamp = Timestamp()
+    stamp.FromNanoseconds(at_ns)
+    return stamp
+
+
+class SandboxService(sandbox_ttrpc.SandboxService):
+    def __init__(self, sandbox: LiveSandbox, desk: Desk, shut_down: Callable[[], None]) -> None:
+        self._sandbox = sandbox
+        self._desk = desk
+        self._shut_down = shut_down
+
+    def _check(self, sandbox_id: str) -> None:
+        if sandbox_id != self._sandbox.sandbox_id:
+            raise Rejected(f"sandbox_id {shown(sandbox_id)} is not this shim's sandbox {shown(self._sandbox.sandbox_id)}")
+
+    async def create_sandbox(
+        self, request: sandbox_pb2.CreateSandboxRequest, context: ttrpc.CallContext
+    ) -> sandbox_pb2.CreateSandboxResponse:
+        self._check(request.sandbox_id)
+        self._desk.require_no_session("CreateSandbox")
+        model, wish = parse_creation(request)
+        awaiting = request.annotations.get(DESTINATION_ANNOTATION, "") == "true"
+        await self._sandbox.create(model, wish, awaiting=awaiting)
+        return sandbox_pb2.CreateSandboxResponse()
+
+    async def start_sandbox(
+        self, request: sandbox_pb2.StartSandboxRequest, context: ttrpc.CallContext
+    ) -> sandbox_pb2.StartSandboxResponse:
+        self._check(request.sandbox_id)
+        self._desk.require_no_session("StartSandbox")
+        await self._sandbox.start()
+        machine = self._sandbox.machine
+        return sandbox_pb2.StartSandboxResponse(
+            pid=machine.pid if machine else 0, created_at=stamp_ns(self._sandbox.created_at_ns)
+        )
+
+    async def platform(
+        self, request: sandbox_pb2.PlatformRequest, context: ttrpc.CallContext
+    ) -> sandbox_pb2.PlatformResponse:
+        self._check(request.sandbox_id)
+        return sandbox_pb2.PlatformResponse(platform=platform_pb2.Platform(os="linux", architecture="amd64"))
+
+    async def stop_sandbox(
+        self, request: sandbox_pb2.StopSandboxRequest, context: ttrpc.CallContext
+    ) -> sandbox_pb2.StopSandboxResponse:
+        self._check(request.sandbox_id)
+        self._desk.require_no_session("StopSandbox")
+        await self._sandbox.stop(float(request.timeout_secs))
+        return sandbox_pb2.StopSandboxResponse()
+
+    async def wait_sandbox(
+        self, request: sandbox_pb2.WaitSandboxRequest, context: ttrpc.CallContext
+    ) -> sandbox_pb2.WaitSandboxResponse:
+        self._check(request.sandbox_id)
+        await self._sandbox.ended.wait()
+        return sandbox_pb2.WaitSandboxResponse(
+            exit_status=self._sandbox.exit_code, exited_at=stamp_ns(self._sandbox.exited_at_ns)
+        )
+
+    async def sandbox_status(
+        self, request: sandbox_pb2.SandboxStatusRequest, context: ttrpc.CallContext
+    ) -> sandbox_pb2.SandboxStatusResponse:
+        self._check(request.sandbox_id)
+        sandbox = self._sandbox
+        ready = sandbox.life in (Life.READY, Life.AWAITING)
+        response = sandbox_pb2.SandboxStatusResponse(
+            sandbox_id=sandbox.sandbox_id,
+            pid=sandbox.machine.pid if sandbox.machine else 0,
+            state=READY if ready else NOT_READY,
+            info=self._info(),
+        )
+        if sandbox.created_at_ns:
+            response.created_at.CopyFrom(stamp_ns(sandbox.created_at_ns))
+        if sandbox.exited_at_ns:
+            response.exited_at.CopyFrom(stamp_ns(sandbox.exited_at_ns))
+        return response
+
+    def _info(self) -> dict[str, str]:
+        standing = self._desk.standing
+        info = {"sandshift.life": self._sandbox.life.value, "migration.state": standing.state.value}
+        if standing.session_id:
+            info["migration.session"] = standing.session_id
+        if self._sandbox.moved_to:
+            info["migration.moved_to"] = self._sandbox.moved_to
+        return info
+
+    async def ping_sandbox(
+        self, request: sandbox_pb2.PingRequest, context: ttrpc.CallContext
+    ) -> sandbox_pb2.PingResponse:
+        self._check(request.sandbox_id)
+        return sandbox_pb2.PingResponse()
+
+    async def shutdown_sandbox(
+        self, request: sandbox_pb2.ShutdownSandboxRequest, context: ttrpc.CallContext
+    ) -> sandbox_pb2.ShutdownSandboxResponse:
+        self._check(request.sandbox_id)
+        self._desk.require_no_session("ShutdownSandbox")
+        await self._sandbox.stop(0)
+        asyncio.get_running_loop().call_later(LINGER_S, self._shut_down)
+        return sandbox_pb2.ShutdownSandboxResponse()
+
+
+def parse_creation(request: sandbox_pb2.CreateSandboxRequest) -> tuple[Sandbox, Wish]:
+    """The sandbox's model and what was asked for. Raises Rejected, naming the field."""
+    options = shim_pb2.SandboxOptions()
+    if request.options.type_url:
+        if not request.options.Is(shim_pb2.SandboxOptions.DESCRIPTOR):
+            raise Rejected(
+                f"options: type {shown(request.options.type_url)} is not sandshift.v1.SandboxOptions; leave options out for defaults"
+            )
+        try:
+            request.options.Unpack(options)
+        except DecodeError as error:
+            raise Rejected("options: cannot be read as sandshift.v1.SandboxOptions") from error
+    cards = tuple(codec.card_from_proto(card) for card in options.network_cards)
+    model = Sandbox(
+        sandbox_id=request.sandbox_id,
+        hostname=options.hostname or request.sandbox_id,
+        network_cards=cards,
+        annotations=dict(request.annotations),
+    )
+    return model, Wish(memory_bytes=options.memory_bytes, vcpus=options.vcpus, cold=options.cold)

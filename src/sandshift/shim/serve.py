@@ -1,0 +1,115 @@
+"""The serving process of a shim: made by `start`, one per sandbox. The composition root: here the real parts meet."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator
+from typing import Any
+
+import ttrpc
+from sandshift.config import Config
+from sandshift.errors import SandshiftError
+from sandshift.shim.bootstrap import Arguments
+from sandshift.shim.delete import started_ticks_of
+from sandshift.shim.durable import make_folder, write_atomically
+from sandshift.shim.migration.desk import Desk
+from sandshift.shim.migration.opening import Opening
+from sandshift.shim.migration.service import MigrationService
+from sandshift.shim.parts import Parts
+from sandshift.shim.places import Places
+from sandshift.shim.sandbox import LiveSandbox
+from sandshift.shim.sandbox_service import SandboxService
+from sandshift.shim.shim_service import ShimService
+from sandshift.status import to_status
+from sandshift.wire.migration import messages_pb2
+
+log = logging.getLogger("sandshift.shim")
+
+DRAIN_S = 2.0
+
+
+async def translate(request: Any, context: ttrpc.CallContext, proceed: ttrpc.UnaryNext) -> Any:
+    """Our errors become statuses; anything else is our defect: its traceback is logged, and the client told so."""
+    try:
+        return await proceed(request, context)
+    except (SandshiftError, ttrpc.StatusError) as error:
+        raise to_status(error) from error
+    except Exception as error:
+        log.exception("%s met a defect", context.method.name)
+        raise to_status(error) from error
+
+
+async def translate_stream(request: Any, context: ttrpc.CallContext, proceed: ttrpc.StreamNext) -> AsyncIterator[Any]:
+    """`translate`, for handlers that stream."""
+    try:
+        async for response in proceed(request, context):
+            yield response
+    except (SandshiftError, ttrpc.StatusError) as error:
+        raise to_status(error) from error
+    except Exception as error:
+        log.exception("%s met a defect", context.method.name)
+        raise to_status(error) from error
+
+
+class ShimServer:
+    """All services of one shim on one ttrpc server."""
+
+    def __init__(self, config: Config, places: Places, parts: Parts, namespace: str, sandbox_id: str) -> None:
+        self.sandbox = LiveSandbox(config, places, parts, namespace, sandbox_id)
+        self.desk = Desk(self.sandbox, Opening(self.sandbox))
+        self.shut_down = asyncio.Event()
+        self.server = ttrpc.Server(unary_interceptors=(translate,), stream_interceptors=(translate_stream,))
+        migration = MigrationService(self.desk)
+        self.server.register(migration)
+        self.server.add_method(
+            "Migration",
+            "TransferSandbox",
+            ttrpc.Shape.SERVER_STREAM,
+            messages_pb2.TransferSandboxRequest,
+            messages_pb2.TransferSandboxResponse,
+            migration.transfer_sandbox_2691,
+        )
+        self.server.register(SandboxService(self.sandbox, self.desk, self.shut_down.set))
+        self.server.register(ShimService(self.sandbox, self.desk, os.getpid()))
+
+    async def run(self, listener: socket.socket) -> None:
+        """Serve until ShutdownSandbox or a signal."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.shut_down.set)
+        serving = asyncio.create_task(self.server.serve(listener), name="serve")
+        await self.shut_down.wait()
+        await self.server.shutdown(grace_s=DRAIN_S)
+        serving.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await serving
+        await self.sandbox.let_go()
+
+
+def serve(arguments: Arguments, config: Config, listener: socket.socket, stdin: bytes) -> None:
+    """Run the shim to its end. Blocks."""
+    logging.basicConfig(
+        level=logging.DEBUG if arguments.debug else logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    places = Places.of(config, arguments.namespace, arguments.id)
+    make_folder(places.run_dir)
+    record = {"pid": os.getpid(), "started_ticks": started_ticks_of(os.getpid())}
+    write_atomically(places.shim_pid_file, json.dumps(record).encode())
+    asyncio.run(_serve(arguments, config, places, listener))
+
+
+async def _serve(arguments: Arguments, config: Config, places: Places, listener: socket.socket) -> None:
+    from sandshift.shim.real_parts import real_parts  # noqa: PLC0415 - simulations bring others
+
+    server = ShimServer(config, places, real_parts(config, places), arguments.namespace, arguments.id)
+    await server.run(listener)
+    for path in (config.shim_socket(arguments.namespace, arguments.id), places.shim_pid_file):
+        path.unlink(missing_ok=True)
