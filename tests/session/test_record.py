@@ -123,7 +123,7 @@ def test_head_is_told_everything():
         told=EXITED,
         updated_at_us=T0_US + 1,
         started_at_us=T0_US,
-        blackout=BlackoutExited(duration_ms=12, ended_at_us=T0_US + 12_000),
+        blackout=BlackoutExited(duration_ms=12, stopped_at_us=T0_US + 12_000),
     )
     response = records.to_response(entry, Side.DESTINATION)
     told = response.notification

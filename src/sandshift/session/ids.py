@@ -11,6 +11,7 @@ import re
 from typing import Final, NewType
 
 from sandshift.errors import Rejected
+from sandshift.session.statement import key_id
 from sandshift.session.states import Side, check_session_id
 
 SessionId = NewType("SessionId", str)
@@ -23,6 +24,7 @@ __all__ = [
     "SessionId",
     "Side",
     "container_id",
+    "key_id",
     "sandbox_id",
     "session_id",
     "session_name",

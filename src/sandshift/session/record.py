@@ -49,8 +49,8 @@ class Progress:
 @dataclass(frozen=True, slots=True)
 class BlackoutExited:
     duration_ms: int
-    ended_at_us: int
-    """When the guest ran again, by this host's clock: microseconds since the epoch."""
+    stopped_at_us: int
+    """When the blackout stopped, that is, the guest ran again, by this host's clock: microseconds since the epoch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,7 +284,7 @@ def _notification(entry: Entry, side: Side) -> options_pb2.Notification:
         notification.progress.CopyFrom(_transfer_progress(numbers))
     if blackout := entry.blackout:
         notification.blackout_exited.blackout_duration_milliseconds = blackout.duration_ms
-        notification.blackout_exited.blackout_stop_timestamp.CopyFrom(_stamp(blackout.ended_at_us))
+        notification.blackout_exited.blackout_stop_timestamp.CopyFrom(_stamp(blackout.stopped_at_us))
     if failure := entry.failure:
         notification.failure.code = failure.code
         notification.failure.message = failure.message
@@ -323,7 +323,7 @@ def _progress(message: options_pb2.TransferProgress) -> Progress:
 def _blackout(message: options_pb2.BlackoutExitedEventDetails) -> BlackoutExited:
     return BlackoutExited(
         duration_ms=message.blackout_duration_milliseconds,
-        ended_at_us=message.blackout_stop_timestamp.ToMicroseconds(),
+        stopped_at_us=message.blackout_stop_timestamp.ToMicroseconds(),
     )
 
 
