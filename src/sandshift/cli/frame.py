@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import functools
 import json
+import os
 import sys
 import traceback
 from collections.abc import Callable, Coroutine, Iterator
@@ -124,7 +125,7 @@ def told(frame: Frame) -> Iterator[None]:
         raise SystemExit(EXIT_INTERRUPTED) from None
     except BrokenPipeError:
         # Who read our output has gone, as in `sandshift logs | head`: nothing is left to tell.
-        sys.stdout = None  # type: ignore[assignment]
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(EXIT_FAILED) from None
     except OSError as error:
         fail(frame, Rejected(f"{error.filename or 'the system'}: {error.strerror or error}"), cause=error)

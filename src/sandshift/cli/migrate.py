@@ -167,6 +167,8 @@ def explanation(result: MigrationResult) -> str:
                 f" {result.sandbox_id} --session {result.session_id} --to CONFIG' again once both hosts answer, or see"
                 f" 'sandshift session show {result.sandbox_id}'"
             )
+        case Outcome.CRASHED:
+            return f"sandbox {result.sandbox_id} has crashed during the move: {because}"
         case Outcome.REFUSED:
             return f"sandbox {result.sandbox_id} was not moved and nothing has changed on host {result.source}: {because}"
         case _:

@@ -34,7 +34,7 @@ def show_bytes(size_bytes: float) -> str:
     return f"{value:.0f} {_STEPS[step]}" if step == 0 else f"{value:.1f} {_STEPS[step]}"
 
 
-class Size(click.ParamType):
+class Size(click.ParamType[int]):
     """A command line's size, in bytes, within a range."""
 
     name = "size"

@@ -16,6 +16,7 @@ from sandshift.fleet.host import Host, delete_shim, start_shim
 from sandshift.fleet.request import Migration
 from sandshift.fleet.saga import Call, Step
 from sandshift.fleet.shim_client import Shim, connect, connect_or_revive, said
+from sandshift.fleet.views import EMPTY_STATES
 from sandshift.session.options import to_proto
 from sandshift.session.states import Side
 from sandshift.wire.containerd import sandbox_pb2
@@ -195,8 +196,16 @@ class Calls:
             raise
 
     async def _close_shim(self, side: Side) -> None:
-        """End a shim that has no guest, and remove what it leaves. One that ends before it answers has ended too."""
+        """End a shim that has no guest, and remove what it leaves. One that ends before it answers has ended too.
+
+        Raises IllegalMove if it has a VM or a session after all: such a shim is never ended from here.
+        """
         shim = self.shim(side)
+        status = await shim.status()
+        if status.session.active or status.vm_state not in EMPTY_STATES:
+            raise IllegalMove(
+                f"{self._migration.where(side)}, has a VM ({status.vm_state}) and is left as it is"
+            )
         request = sandbox_pb2.ShutdownSandboxRequest(sandbox_id=self._migration.sandbox_id)
         with contextlib.suppress(Unavailable):
             await said(shim.sandbox.shutdown_sandbox(request, timeout_s=BOUNDS_S[Call.CLOSE]))

@@ -56,12 +56,12 @@ async def migrate(
     try:
         await run.open()
         await run.drive()
-        return await _uninterrupted(run.finish())
+        return await uninterrupted(run.finish())
     finally:
         await run.close()
 
 
-async def _uninterrupted(work: Coroutine[object, object, T]) -> T:
+async def uninterrupted(work: Coroutine[object, object, T]) -> T:
     """Do `work` to its end, however often the task that waits is cancelled."""
     task = asyncio.ensure_future(work)
     while not task.done():
@@ -102,8 +102,9 @@ class _Run:
         await self._calls.connect(Side.SOURCE)
         if self._joined:
             await self._calls.revive(Side.DESTINATION)
-            for side in Side:
-                self._listen(side)
+            for side, step in ((Side.SOURCE, steps.EXPORT), (Side.DESTINATION, steps.IMPORT)):
+                if self._saga.has_done(step):
+                    self._listen(side)
 
     async def drive(self) -> None:
         """Until the saga has ended or must be recovered."""
@@ -201,6 +202,8 @@ class _Run:
             recovered = await recover(self._migration, self._calls)
             self._story.calls.extend(recovered.calls)
             outcome, warnings = recovered.outcome, recovered.warnings
+            if recovered.why:
+                warnings = (recovered.why, *warnings)
         else:
             outcome, warnings = self._saga.outcome or Outcome.UNDECIDED, ()
         if self._readers:

@@ -3,7 +3,7 @@
     FORWARD   D.OPEN > S.EXPORT > D.IMPORT > D.PREPARE > S.CONNECT > D.SOCKET > S.SOCKET
               > S.TRANSFER with D.TRANSFER > D.RESUME > S.STOP > S.CLEANUP with D.CLEANUP > S.CLOSE
     UNWIND    S.CANCEL with D.CANCEL > S.RESUME > D.STOP > S.CLEANUP with D.CLEANUP > D.CLOSE
-    RECOVER   nobody here knows who holds the right to run: `fleet/rounds.py` asks both sides and decides
+    RECOVER   nobody here knows who holds the right to run: `fleet/recover.py` asks both sides
     ENDED     nothing is left to call
 
 The rules that matter, each a test:
@@ -150,6 +150,8 @@ class Outcome(enum.Enum):
     """The guest runs on the source, as before."""
     REFUSED = "refused"
     """The source did not even begin: nothing had changed."""
+    CRASHED = "crashed"
+    """The guest's VM died where it had the right to run."""
     UNDECIDED = "undecided"
     """A person must decide: right-to-run.md section 9."""
 
@@ -176,6 +178,10 @@ class Saga:
     @property
     def pending(self) -> frozenset[Step]:
         return frozenset(self._pending)
+
+    def has_done(self, step: Step) -> bool:
+        """Whether `step` has succeeded."""
+        return step in self._done
 
     def take_due(self) -> tuple[Step, ...]:
         """The calls to make now, all at the same time. Each is named once."""
