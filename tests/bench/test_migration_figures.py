@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.migration_figures import Pair, Run, call_medians, load_figures, spread, table
+from bench._migration_figures import Pair, Run, call_medians, load_figures, spread, table
 
 
 def pair(ours: tuple[float, float, float], bare: tuple[float, float, float]) -> Pair:
