@@ -5,24 +5,26 @@ from __future__ import annotations
 import os
 import re
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 from sandshift.session import descriptor
 from sandshift.shim import handed_socket
 from sandshift.wire.migration import messages_pb2
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
+ROOT = Path(__file__).resolve().parent.parent
 
 
-def python_block(page: str) -> str:
-    blocks = re.findall(r"^```python\n(.*?)^```", (DOCS / page).read_text(), re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 1, f"{page} has {len(blocks)} Python examples"
+def block(page: str, language: str) -> str:
+    blocks = re.findall(rf"^```{language}\n(.*?)^```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 1, f"{page} has {len(blocks)} examples of {language}"
     return str(blocks[0])
 
 
 def test_the_socket_descriptor_of_the_page_is_taken_by_the_shim() -> None:
     names: dict[str, object] = {"messages_pb2": messages_pb2}
-    exec(python_block("reference/socket-descriptor.md"), names)
+    exec(block("docs/reference/socket-descriptor.md", "python"), names)
     near, far = socket.socketpair()
     with near, far:
         said = names["describe"](near)
@@ -41,3 +43,27 @@ def test_the_socket_descriptor_of_the_page_is_taken_by_the_shim() -> None:
         protocol=0,
     )
     assert facts.connected
+
+
+def test_the_ttrpc_example_of_the_readme_runs_as_it_stands(tmp_path: Path) -> None:
+    (tmp_path / "greeter.proto").write_text(block("README.md", "proto"))
+    tools = Path(sys.executable).parent
+    environment = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT / "src")}
+    subprocess.run(
+        ["protoc", "--python_out=.", "--ttrpc-python_out=.", "greeter.proto"],
+        cwd=tmp_path,
+        env=environment,
+        check=True,
+        timeout=60,
+    )
+    example = block("README.md", "python").replace("/run/greeter.sock", str(tmp_path / "greeter.sock"))
+    ran = subprocess.run(
+        [sys.executable, "-c", example],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (ran.stdout, ran.stderr, ran.returncode) == ("hello you\n", "", 0)
