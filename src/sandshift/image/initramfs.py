@@ -43,6 +43,12 @@ mount -t overlay -o lowerdir=/lower,upperdir=/upper/files,workdir=/upper/work ov
 mount --move /dev /root/dev
 mount --move /proc /root/proc
 mount --move /sys /root/sys
+mkdir /root/dev/pts /root/dev/shm
+mount -t devpts -o mode=0620,ptmxmode=0666,gid=5 devpts /root/dev/pts
+mount -t tmpfs -o mode=1777,nosuid,nodev shm /root/dev/shm
+mount -t tmpfs -o mode=0755,nosuid,nodev run /root/run
+mount -t tmpfs -o mode=1777,nosuid,nodev tmp /root/tmp
+mount -t cgroup2 -o nosuid,nodev,noexec cgroup2 /root/sys/fs/cgroup
 exec switch_root /root @AGENT@
 fail "the agent does not start"
 """
