@@ -118,6 +118,11 @@ def test_a_sweep_goes_on_where_it_stopped_and_starts_again_at_the_end():
     assert working_set.bad == {}
 
 
+def test_a_writer_without_a_rate_only_looks_on():
+    pace = guest.Pace(0.0, 0.0)
+    assert [pace.due(at_s) for at_s in (0.1, 5.0)] == [0, 0]
+
+
 def test_a_pause_of_the_guest_is_not_caught_up():
     pace = guest.Pace(1000.0, 0.0)
     assert pace.due(0.1) == 100
@@ -132,7 +137,7 @@ def test_the_source_fits_one_argument_of_a_process():
     ("options", "message"),
     [
         ({"working_set_mib": 0}, "working set 0 MiB is outside 1 to 16384 MiB"),
-        ({"dirty_mib_per_s": 5000}, "dirty rate 5000 MiB/s is outside 1 to 4096 MiB/s"),
+        ({"dirty_mib_per_s": 5000}, "dirty rate 5000 MiB/s is outside 0 to 4096 MiB/s"),
     ],
 )
 def test_what_is_out_of_range_is_refused_with_the_range(options, message):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from sandshift.cli.demo.topology import ConfigOverrides
-from sandshift.cli.demo.workload import MIB, Workload, check_range
+from sandshift.cli.demo.workload import DIRTY_MIB_PER_S_MAX, MIB, Workload, check_range
 from sandshift.errors import Rejected
 
 MEMORY_MIB_MIN: Final = 128
@@ -34,6 +34,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_range("memory", self.memory_mib, MEMORY_MIB_MIN, MEMORY_MIB_MAX, "MiB")
+        # A writer that does not write would prove nothing.
+        check_range("dirty rate", self.workload.dirty_mib_per_s, 1, DIRTY_MIB_PER_S_MAX, "MiB/s")
         working_set_mib = self.workload.working_set_mib
         if working_set_mib + GUEST_NEEDS_MIB > self.memory_mib:
             raise Rejected(

@@ -18,7 +18,8 @@ MIB: Final = 1 << 20
 
 WORKING_SET_MIB_MIN: Final = 1
 WORKING_SET_MIB_MAX: Final = 16384
-DIRTY_MIB_PER_S_MIN: Final = 1
+DIRTY_MIB_PER_S_MIN: Final = 0
+"""0: the writer only looks on; for an idle guest in a benchmark."""
 DIRTY_MIB_PER_S_MAX: Final = 4096
 
 
