@@ -56,6 +56,17 @@ async def test_a_taken_down_lab_leaves_no_process_namespace_or_folder(tmp_path):
     assert not lab.folder.exists()
 
 
+async def test_who_only_looks_into_the_folder_is_spared(tmp_path):
+    """A shell whose working directory is in the lab's folder has the folder in its environment too."""
+    async with open_lab(labs_folder=tmp_path / "labs") as lab:
+        onlooker = await asyncio.create_subprocess_exec(
+            "sleep", "600", env={**os.environ, "PWD": f"{lab.folder}/a", "NOTE": "SANDSHIFT_CONFIG"}
+        )
+    assert onlooker.returncode is None
+    onlooker.kill()
+    assert await onlooker.wait() == -signal.SIGKILL
+
+
 async def test_a_failure_inside_takes_the_lab_down_too(tmp_path):
     with pytest.raises(ZeroDivisionError):
         async with open_lab(labs_folder=tmp_path / "labs") as lab:

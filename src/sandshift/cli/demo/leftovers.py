@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
+from sandshift.config import PATH_VARIABLE
 from sandshift.errors import Unavailable
 from sandshift.net import namespace_path
 
@@ -43,13 +44,15 @@ def end_processes(namespaces: Iterable[str], folder: Path) -> int:
 
 
 def find_processes(namespace_inodes: set[int], folder: Path) -> Iterator[int]:
-    """Ids of living processes in these namespaces, or with `folder` in their environment."""
-    marker = f"={folder}/".encode()
+    """Ids of living processes in these namespaces, or whose configuration is in `folder`."""
+    marker = f"{PATH_VARIABLE}={folder}/".encode()
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         # A zombie has no namespaces to look at and an empty environment: it is not found.
-        if _inode(entry / "ns/net") in namespace_inodes or marker in _environment(entry):
+        if _inode(entry / "ns/net") in namespace_inodes or any(
+            variable.startswith(marker) for variable in _environment(entry).split(b"\0")
+        ):
             yield int(entry.name)
 
 
