@@ -41,17 +41,7 @@ REGISTRY_HOSTS = re.compile(
 @cache
 def tracked() -> tuple[str, ...]:
     """Files of the repository: what git would commit. Outside a clone, everything that is not a cache."""
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if listed.returncode == 0:
-        names = set(listed.stdout.splitlines())
-    else:
-        names = {str(path.relative_to(ROOT)) for path in ROOT.rglob("*") if path.is_file()}
+    names = set(of_git() or (str(path.relative_to(ROOT)) for path in ROOT.rglob("*") if path.is_file()))
     return tuple(
         sorted(
             name
@@ -59,6 +49,17 @@ def tracked() -> tuple[str, ...]:
             if not re.search(r"(^|/)(\.\w[\w-]*|__pycache__)/", name) and (ROOT / name).is_file()
         )
     )
+
+
+def of_git() -> list[str]:
+    """Nothing where this is no clone or the machine has no git."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    try:
+        return subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.splitlines()
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        return []
 
 
 def text_of(name: str) -> str:
