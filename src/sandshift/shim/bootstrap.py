@@ -55,7 +55,9 @@ def parse_arguments(argv: list[str]) -> Arguments:
     for word in words:
         if not word.startswith("-"):
             if word not in ACTIONS or "action" in values:
-                raise Rejected(f"{word!r} is not an action of this shim: use one of {', '.join(sorted(ACTIONS))}")
+                raise Rejected(
+                    f"{word!r} is not an action of this shim: use one of {', '.join(sorted(ACTIONS))}"
+                )
             values["action"] = word
             continue
         name, has_value, value = word.lstrip("-").partition("=")
@@ -117,11 +119,17 @@ def came_as_bootstrap_params(stdin: bytes, arguments: Arguments) -> bool:
     return fields.get(1) == arguments.id.encode() and fields.get(2) == arguments.namespace.encode()
 
 
-def answer_of_start(address: str, *, stdin: bytes, arguments: Arguments, environment: dict[str, str]) -> bytes:
+def answer_of_start(
+    address: str, *, stdin: bytes, arguments: Arguments, environment: dict[str, str]
+) -> bytes:
     """What `start` prints: a plain address for containerd 1.6, else JSON with the newest version it takes."""
     if "MAX_SHIM_VERSION" not in environment:
         return address.encode()
-    version = 3 if came_as_bootstrap_params(stdin, arguments) or environment.get("SANDSHIFT_SHIM_VERSION") == "3" else 2
+    version = (
+        3
+        if came_as_bootstrap_params(stdin, arguments) or environment.get("SANDSHIFT_SHIM_VERSION") == "3"
+        else 2
+    )
     return json.dumps({"version": version, "address": address, "protocol": "ttrpc"}).encode()
 
 
@@ -173,11 +181,15 @@ def _enter_network_namespace(config: Config) -> None:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise Rejected(f"host.network_namespace: {path} cannot be opened ({error.strerror}); make it with ip netns add") from error
+        raise Rejected(
+            f"host.network_namespace: {path} cannot be opened ({error.strerror}); make it with ip netns add"
+        ) from error
     try:
         if ctypes.CDLL(None, use_errno=True).setns(descriptor, 0x40000000) != 0:
             number = ctypes.get_errno()
-            raise Unavailable(f"host.network_namespace: entering {path} failed: {os.strerror(number)}; run as root")
+            raise Unavailable(
+                f"host.network_namespace: entering {path} failed: {os.strerror(number)}; run as root"
+            )
     finally:
         os.close(descriptor)
 
@@ -217,7 +229,9 @@ def _read_stdin() -> bytes:
     return sys.stdin.buffer.read(STDIN_BYTES_MAX)
 
 
-def _serve(arguments: Arguments, config: Config, listener: socket.socket, run_dir: Path, stdin: bytes) -> None:
+def _serve(
+    arguments: Arguments, config: Config, listener: socket.socket, run_dir: Path, stdin: bytes
+) -> None:
     """The child: never returns."""
     code = 1
     try:
@@ -256,7 +270,9 @@ def main() -> None:
 
                 output = delete(arguments, config)
             else:
-                raise Rejected("no action given: use start or delete, as containerd does; people use the sandshift command")
+                raise Rejected(
+                    "no action given: use start or delete, as containerd does; people use the sandshift command"
+                )
     except SandshiftError as error:
         sys.stderr.write(f"containerd-shim-sandshift-v2: {error.message}\n")
         raise SystemExit(1) from error

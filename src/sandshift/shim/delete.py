@@ -29,12 +29,16 @@ def delete(arguments: Arguments, config: Config) -> bytes:
     """Returns the DeleteResponse to print."""
     places = Places.of(config, arguments.namespace, arguments.id)
     if places.unfinished_session():
-        start(Arguments(action="start", namespace=arguments.namespace, id=arguments.id, headless=True), config)
+        start(
+            Arguments(action="start", namespace=arguments.namespace, id=arguments.id, headless=True), config
+        )
         return delete_response(exit_status=EXIT_BY_SIGKILL, now_ns=time.time_ns())
     for pid_file in (places.shim_pid_file, places.vm_dir / "vm.pid"):
         kill_by_pid_file(pid_file)
+    namespace = config.host.network_namespace
+    ip = ["ip", "-n", namespace] if namespace else ["ip"]
     for tap in places.recorded_taps():
-        subprocess.run(["ip", "link", "delete", "dev", tap], check=False, stderr=subprocess.DEVNULL)
+        subprocess.run([*ip, "link", "delete", "dev", tap], check=False, stderr=subprocess.DEVNULL)
     shutil.rmtree(places.run_dir, ignore_errors=True)
     shutil.rmtree(places.state_dir, ignore_errors=True)
     with contextlib.suppress(OSError):
@@ -83,7 +87,12 @@ def delete_response(*, exit_status: int, now_ns: int) -> bytes:
     """containerd.task.v2.DeleteResponse, written by hand so that this path needs no protobuf: pid=1 exit_status=2 exited_at=3."""
     seconds, nanos = divmod(now_ns, 1_000_000_000)
     stamp = b"\x08" + _varint(seconds) + b"\x10" + _varint(nanos)
-    return b"\x10" + _varint(exit_status) + b"\x1a" + _varint(len(stamp)) + stamp
+    return b"\x10" + _varint(exit_status) + length_delimited(3, stamp)
+
+
+def length_delimited(number: int, data: bytes) -> bytes:
+    """One length-delimited protobuf field."""
+    return _varint(number << 3 | 2) + _varint(len(data)) + data
 
 
 def _varint(value: int) -> bytes:
@@ -92,5 +101,3 @@ def _varint(value: int) -> bytes:
         out += struct.pack("B", value & 0x7F | 0x80)
         value >>= 7
     return out + struct.pack("B", value)
-
-

@@ -47,7 +47,9 @@ def write_atomically(path: Path, data: bytes) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise Unavailable(f"{path} cannot be written: {error.strerror}; free space or mend the disk, then repeat") from error
+        raise Unavailable(
+            f"{path} cannot be written: {error.strerror}; free space or mend the disk, then repeat"
+        ) from error
 
 
 def sync_folder(path: Path) -> None:

@@ -27,7 +27,9 @@ def copy_descriptor(pid: int, descriptor: int) -> int:
     try:
         process = os.pidfd_open(pid)
     except OSError as error:
-        raise Rejected(f"protocol_info: pid = {pid} is not a process of this host ({error.strerror})") from error
+        raise Rejected(
+            f"protocol_info: pid = {pid} is not a process of this host ({error.strerror})"
+        ) from error
     try:
         copy: int = _libc.syscall(SYS_PIDFD_GETFD, process, descriptor, 0)
         if copy < 0:

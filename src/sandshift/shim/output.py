@@ -60,7 +60,9 @@ class OutputFile:
                 fresh = fresh[written:]
                 self._delivered += written
         except OSError as error:
-            raise Unavailable(f"{self.path} cannot be written: {error.strerror}; free space on its disk") from error
+            raise Unavailable(
+                f"{self.path} cannot be written: {error.strerror}; free space on its disk"
+            ) from error
         finally:
             self._wake()
         return self._delivered

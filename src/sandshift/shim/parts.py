@@ -1,22 +1,44 @@
-"""The real parts that a shim is made of. Simulations and conformance mutants bring others that pass the same suites."""
+"""What a shim is made of: the real parts, or those that a simulation brings and that pass the same suites."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from sandshift.guest.client import Guest
-from sandshift.sandbox.model import NetworkCard
-from sandshift.vmm.machine import MachineSpec, Vmm
+if TYPE_CHECKING:
+    from sandshift.guest.client import Guest
+    from sandshift.sandbox.model import NetworkCard, Sandbox
+    from sandshift.sandbox.shape import MachineShape
+    from sandshift.session.preflight import DestinationFacts
+    from sandshift.vmm.machine import Vmm
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a sandbox's caller asked for; zero and empty mean the host's configuration."""
+
+    memory_bytes: int = 0
+    vcpus: int = 0
+    cold: bool = False
+    nameservers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class BootFiles:
+    """What on this host a VM boots from."""
+
+    kernel: Path
+    initramfs: Path
+    root: Path
 
 
 class Taps(Protocol):
     """Makes and removes sandboxes' taps in this process's network namespace."""
 
     async def attach(self, sandbox_id: str, cards: tuple[NetworkCard, ...]) -> dict[str, str]:
-        """Card id -> name of the tap made for it. All or nothing."""
+        """Card's device id -> name of the tap made for it. All or nothing."""
         ...
 
     async def detach(self, taps: list[str]) -> None:
@@ -24,16 +46,33 @@ class Taps(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Boot:
-    """What a sandbox starts from: the VM's description, and a template if one fits."""
+class Machines(Protocol):
+    """Describes the VMs of this host."""
 
-    spec: MachineSpec
-    template: Path | None
+    async def shape_for(self, wish: Wish, model: Sandbox) -> tuple[MachineShape, BootFiles]:
+        """The machine of a fresh sandbox.
+
+        Raises NotFound if there is no guest image, and says how to make one; Rejected for a wish that cannot be.
+        """
+        ...
+
+    async def files_for(self, shape: MachineShape) -> BootFiles:
+        """What a machine that comes from elsewhere needs here. Raises NotFound if this host lacks that image."""
+        ...
+
+    async def template_for(self, shape: MachineShape, files: BootFiles) -> Path | None:
+        """A template that a machine of this shape can start from, made if need be; None where none is wanted."""
+        ...
+
+    async def facts(self, shape: MachineShape) -> DestinationFacts:
+        """What this host can do for a machine of this shape."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
     vmm: Vmm
     taps: Taps
-    connect_guest: Callable[[Path], "Guest"]
+    machines: Machines
+    connect_guest: Callable[[Path, float], Awaitable[Guest]]
+    """The agent's client on a VM's agent socket, with the bound of a reply in seconds."""

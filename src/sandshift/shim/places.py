@@ -1,14 +1,14 @@
 """Where one sandbox's shim keeps things on its host.
 
-    RUN_DIR/NAMESPACE/ID/         may be lost with a reboot
-        shim.sock shim.pid shim.log
-        vm/                       QEMU's sockets, pid, stderr, serial console
-        output/                   what processes said
-    STATE_DIR/sandboxes/NAMESPACE/ID/   survives a reboot
-        sandbox                   the sandbox's model, as the shim would need it to start again
-        session                   the journal of the active session
-    STATE_DIR/statements/         last statements of ended sessions, 30 days
-    STATE_DIR/reports/            the newest 1,000 reports
+RUN_DIR/NAMESPACE/ID/         may be lost with a reboot
+    shim.sock shim.pid shim.log
+    vm/                       QEMU's sockets, pid, stderr, serial console
+    output/                   what processes said
+STATE_DIR/sandboxes/NAMESPACE/ID/   survives a reboot
+    sandbox                   the sandbox's model, as the shim would need it to start again
+    session                   the journal of the active session
+STATE_DIR/statements/         last statements of ended sessions, 30 days
+STATE_DIR/reports/            the newest 1,000 reports
 """
 
 from __future__ import annotations

@@ -30,11 +30,15 @@ class Exit:
 class FollowedProcess:
     """One process: its two output files and the future of its exit."""
 
-    def __init__(self, process_id: str, pid: int, args: tuple[str, ...], folder: Path, bases: Mapping[int, int]) -> None:
+    def __init__(
+        self, process_id: str, pid: int, args: tuple[str, ...], folder: Path, bases: Mapping[int, int]
+    ) -> None:
         self.process_id = process_id
         self.pid = pid
         self.args = args
-        self.outputs = {stream: OutputFile(folder, process_id, stream, bases.get(stream, 0)) for stream in STREAMS}
+        self.outputs = {
+            stream: OutputFile(folder, process_id, stream, bases.get(stream, 0)) for stream in STREAMS
+        }
         self.exit: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         self.tasks: list[asyncio.Task[None]] = []
 
@@ -72,13 +76,17 @@ class Processes:
         known = self._all.get(process_id)
         if known is not None:
             if known.args != tuple(args):
-                raise AlreadyThere(f"process {process_id!r} exists with other arguments: {' '.join(known.args)}")
+                raise AlreadyThere(
+                    f"process {process_id!r} exists with other arguments: {' '.join(known.args)}"
+                )
             return known
         assert self._guest is not None
         pid = await self._guest.start_process(process_id, args, env=env, cwd=cwd)
         return self.adopt(process_id, pid, args, {})
 
-    def adopt(self, process_id: str, pid: int, args: Iterable[str], bases: Mapping[int, int]) -> FollowedProcess:
+    def adopt(
+        self, process_id: str, pid: int, args: Iterable[str], bases: Mapping[int, int]
+    ) -> FollowedProcess:
         """Know a process that exists in the guest; its output is followed from `bases` (stream -> offset) on."""
         if process_id in self._all:
             return self._all[process_id]
@@ -108,7 +116,9 @@ class Processes:
         if process.tasks or process.exited:
             return
         process.tasks = [
-            asyncio.create_task(self._follow_stream(process, output), name=f"output {process.process_id}/{stream}")
+            asyncio.create_task(
+                self._follow_stream(process, output), name=f"output {process.process_id}/{stream}"
+            )
             for stream, output in process.outputs.items()
         ] + [asyncio.create_task(self._follow_exit(process), name=f"exit {process.process_id}")]
 
@@ -116,7 +126,9 @@ class Processes:
         """Ends with the stream, or when cancelled. Whoever cancels sees nothing; an error is logged and the agent keeps the bytes."""
         assert self._guest is not None
         try:
-            await self._guest.follow_output(process.process_id, output.stream, lambda: output.delivered, output.take)
+            await self._guest.follow_output(
+                process.process_id, output.stream, lambda: output.delivered, output.take
+            )
             output.end()
         except SandshiftError as error:
             log.warning("output of %s is not followed any more: %s", process.process_id, error)
@@ -170,14 +182,18 @@ class Processes:
             for output in process.outputs.values():
                 output.end()
 
-    async def logs(self, process_id: str, stream: int, *, follow: bool) -> AsyncIterator[tuple[int, int, bytes]]:
+    async def logs(
+        self, process_id: str, stream: int, *, follow: bool
+    ) -> AsyncIterator[tuple[int, int, bytes]]:
         """(stream, offset, data) of one stream, or of both as it comes (0)."""
         process = self.get(process_id)
         if stream in process.outputs:
             async for offset, data in process.outputs[stream].read(follow=follow):
                 yield stream, offset, data
             return
-        async for item in _merged([_tagged(number, output, follow=follow) for number, output in process.outputs.items()]):
+        async for item in _merged(
+            [_tagged(number, output, follow=follow) for number, output in process.outputs.items()]
+        ):
             yield item
 
 
@@ -186,7 +202,9 @@ async def _tagged(stream: int, output: OutputFile, *, follow: bool) -> AsyncIter
         yield stream, offset, data
 
 
-async def _merged(sources: list[AsyncIterator[tuple[int, int, bytes]]]) -> AsyncIterator[tuple[int, int, bytes]]:
+async def _merged(
+    sources: list[AsyncIterator[tuple[int, int, bytes]]],
+) -> AsyncIterator[tuple[int, int, bytes]]:
     """What the sources give, as it comes; ends with the last of them."""
     waiting = {asyncio.ensure_future(anext(source)): source for source in sources}
     try:

@@ -13,7 +13,8 @@ import logging
 import secrets
 import time
 import uuid
-from dataclasses import replace
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, replace
 from typing import Final
 
 from sandshift.config import Config
@@ -22,10 +23,10 @@ from sandshift.guest.client import Guest
 from sandshift.sandbox import codec
 from sandshift.sandbox.model import Sandbox
 from sandshift.sandbox.shape import MachineShape
-from sandshift.session.right import Licence
-from sandshift.shim.boot import Booter, Wish
+from sandshift.session.right_licence import licence_of
+from sandshift.shim.boot import Booter
 from sandshift.shim.durable import Disk, make_folder, write_atomically
-from sandshift.shim.parts import Parts
+from sandshift.shim.parts import Parts, Wish
 from sandshift.shim.places import Places
 from sandshift.shim.processes import Exit, Processes
 from sandshift.vmm.machine import Machine, MachineSpec
@@ -78,7 +79,9 @@ class LiveSandbox:
         self.ended = asyncio.Event()
         self.end_expected = False
         """A session is about to end the VM: its death is no crash."""
-        self._booter = Booter(config, places, parts, namespace)
+        self.on_vm_death: Callable[[], Awaitable[None]] | None = None
+        """A session's, while one is open: then the protocol says what a dead VM means."""
+        self._booter = Booter(places, parts)
         self._task_watch: asyncio.Task[None] | None = None
 
     # Creation and start
@@ -99,16 +102,22 @@ class LiveSandbox:
         if self.life in (Life.AWAITING, Life.READY):
             return
         if self.life is not Life.CREATED:
-            raise IllegalMove(f"sandbox {self.sandbox_id} is {self.life.value}: create it before it is started")
-        boot = await self._booter.prepare(self.wish, self.model)
+            raise IllegalMove(
+                f"sandbox {self.sandbox_id} is {self.life.value}: create it before it is started"
+            )
+        boot = await self._booter.prepare(self.wish, self.model, template=self.config.vm.template)
         self.spec, self.started_from = boot.spec, "cold" if boot.template is None else "template"
         try:
             vmm = self.parts.vmm
             self.machine = await (
-                vmm.start(boot.spec) if boot.template is None else vmm.start_from_template(boot.spec, boot.template)
+                vmm.start(boot.spec)
+                if boot.template is None
+                else vmm.start_from_template(boot.spec, boot.template)
             )
-            self.guest = await self.parts.connect_guest(self.machine.agent_socket, self.config.migration.limits.agent_reply_s)
-            await self.machine.run_vcpus(Licence.first_start(self.sandbox_id))
+            self.guest = await self.parts.connect_guest(
+                self.machine.agent_socket, self.config.migration.limits.agent_reply_s
+            )
+            await self.machine.run_vcpus(licence_of(None))
             await self._personalize(self.guest)
         except BaseException:
             await self._tear_down()
@@ -137,7 +146,9 @@ class LiveSandbox:
         self.spec = boot.spec
         try:
             self.machine = await self.parts.vmm.start_incoming(boot.spec)
-            self.guest = await self.parts.connect_guest(self.machine.agent_socket, self.config.migration.limits.agent_reply_s)
+            self.guest = await self.parts.connect_guest(
+                self.machine.agent_socket, self.config.migration.limits.agent_reply_s
+            )
         except BaseException:
             await self._tear_down()
             raise
@@ -220,11 +231,21 @@ class LiveSandbox:
         async for event in machine.events():
             if event.name == "DEAD" and not self.end_expected:
                 log.warning("the VM of sandbox %s has ended: %s", self.sandbox_id, dict(event.data))
-                await self.vm_died()
+                await (self.on_vm_death or self._crashed)()
 
-    async def vm_died(self) -> None:
-        """Overridden by a session while one is open: then right-to-run decides what a dead VM means."""
+    async def _crashed(self) -> None:
         await self.end(EXIT_KILLED)
+
+    async def let_go(self) -> None:
+        """This shim ends; the VM goes on, for another shim to find."""
+        await self.processes.let_go()
+        if self._task_watch is not None:
+            self._task_watch.cancel()
+        if self.guest is not None:
+            await self.guest.close()
+        if self.machine is not None:
+            await self.machine.detach()
+        self.disk.close()
 
     # State
 
@@ -237,7 +258,7 @@ class LiveSandbox:
             "created_at_ns": self.created_at_ns,
             "started_from": self.started_from,
             "boot_id": self.boot_id,
-            "wish": self.wish.as_document(),
+            "wish": asdict(self.wish),
         }
         make_folder(self.places.state_dir)
         data = json.dumps(document).encode()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from google.protobuf.message import DecodeError
@@ -12,7 +14,7 @@ from sandshift.errors import Rejected
 from sandshift.sandbox import codec
 from sandshift.sandbox.model import Sandbox
 from sandshift.session.ids import shown
-from sandshift.shim.boot import Wish
+from sandshift.shim.parts import Wish
 from sandshift.shim.sandbox import Life, LiveSandbox
 from sandshift.wire.containerd import platform_pb2, sandbox_pb2, sandbox_ttrpc
 from sandshift.wire.sandshift import shim_pb2
@@ -44,7 +46,9 @@ class SandboxService(sandbox_ttrpc.SandboxService):
 
     def _check(self, sandbox_id: str) -> None:
         if sandbox_id != self._sandbox.sandbox_id:
-            raise Rejected(f"sandbox_id {shown(sandbox_id)} is not this shim's sandbox {shown(self._sandbox.sandbox_id)}")
+            raise Rejected(
+                f"sandbox_id {shown(sandbox_id)} is not this shim's sandbox {shown(self._sandbox.sandbox_id)}"
+            )
 
     async def create_sandbox(
         self, request: sandbox_pb2.CreateSandboxRequest, context: ttrpc.CallContext
@@ -133,6 +137,11 @@ class SandboxService(sandbox_ttrpc.SandboxService):
         return sandbox_pb2.ShutdownSandboxResponse()
 
 
+def fresh_mac() -> str:
+    """A unicast address of our own making: the locally-administered bit set. Source: IEEE 802, 8.2."""
+    return ":".join(f"{byte:02x}" for byte in (0x52, 0x54, *secrets.token_bytes(4)))
+
+
 def parse_creation(request: sandbox_pb2.CreateSandboxRequest) -> tuple[Sandbox, Wish]:
     """The sandbox's model and what was asked for. Raises Rejected, naming the field."""
     options = shim_pb2.SandboxOptions()
@@ -145,7 +154,10 @@ def parse_creation(request: sandbox_pb2.CreateSandboxRequest) -> tuple[Sandbox, 
             request.options.Unpack(options)
         except DecodeError as error:
             raise Rejected("options: cannot be read as sandshift.v1.SandboxOptions") from error
-    cards = tuple(codec.card_from_proto(card) for card in options.network_cards)
+    cards = tuple(
+        replace(card, id=f"net{index}", mac=card.mac or fresh_mac())
+        for index, card in enumerate(map(codec.card_from_proto, options.network_cards))
+    )
     model = Sandbox(
         sandbox_id=request.sandbox_id,
         hostname=options.hostname or request.sandbox_id,

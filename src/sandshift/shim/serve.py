@@ -45,7 +45,9 @@ async def translate(request: Any, context: ttrpc.CallContext, proceed: ttrpc.Una
         raise to_status(error) from error
 
 
-async def translate_stream(request: Any, context: ttrpc.CallContext, proceed: ttrpc.StreamNext) -> AsyncIterator[Any]:
+async def translate_stream(
+    request: Any, context: ttrpc.CallContext, proceed: ttrpc.StreamNext
+) -> AsyncIterator[Any]:
     """`translate`, for handlers that stream."""
     try:
         async for response in proceed(request, context):
@@ -109,7 +111,9 @@ def serve(arguments: Arguments, config: Config, listener: socket.socket, stdin: 
 async def _serve(arguments: Arguments, config: Config, places: Places, listener: socket.socket) -> None:
     from sandshift.shim.real_parts import real_parts  # noqa: PLC0415 - simulations bring others
 
-    server = ShimServer(config, places, real_parts(config, places), arguments.namespace, arguments.id)
+    server = ShimServer(
+        config, places, real_parts(config, arguments.namespace), arguments.namespace, arguments.id
+    )
     await server.run(listener)
     for path in (config.shim_socket(arguments.namespace, arguments.id), places.shim_pid_file):
         path.unlink(missing_ok=True)

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Final
 from sandshift.errors import NotFound, Rejected
 from sandshift.sandbox import codec
 from sandshift.session.ids import container_id, shown
+from sandshift.shim.migration.views import session_report, session_status
 from sandshift.shim.output import STREAMS
 from sandshift.shim.sandbox import Life, LiveSandbox
 from sandshift.shim.sandbox_service import stamp_ns
 from sandshift.wire.sandshift import shim_pb2, shim_ttrpc
 
 if TYPE_CHECKING:
-
     import ttrpc
     from sandshift.shim.migration.desk import Desk
 
@@ -28,7 +28,9 @@ class ShimService(shim_ttrpc.ShimService):
         self._desk = desk
         self._pid = pid
 
-    async def status(self, request: shim_pb2.StatusRequest, context: ttrpc.CallContext) -> shim_pb2.StatusResponse:
+    async def status(
+        self, request: shim_pb2.StatusRequest, context: ttrpc.CallContext
+    ) -> shim_pb2.StatusResponse:
         sandbox = self._sandbox
         response = shim_pb2.StatusResponse(
             sandbox_id=sandbox.sandbox_id,
@@ -49,7 +51,7 @@ class ShimService(shim_ttrpc.ShimService):
             response.qemu_version = shape.qemu_version
             response.accelerator = shape.accelerator
             response.memory_bytes = shape.memory_bytes
-        session = await self._desk.status(request.session_id)
+        session = await session_status(self._desk, request.session_id)
         if session is not None:
             response.session.CopyFrom(session)
         return response
@@ -83,7 +85,9 @@ class ShimService(shim_ttrpc.ShimService):
         if not request.args:
             raise Rejected("args is empty: give the program and its arguments")
         if sum(len(arg) + 1 for arg in request.args) > ARGS_BYTES_MAX:
-            raise Rejected(f"args has more than {ARGS_BYTES_MAX} bytes: put what is long into a file or into env")
+            raise Rejected(
+                f"args has more than {ARGS_BYTES_MAX} bytes: put what is long into a file or into env"
+            )
         self._desk.require_no_session("RunProcess")
         self._sandbox.require_guest()
         process = await self._sandbox.processes.run(
@@ -105,8 +109,10 @@ class ShimService(shim_ttrpc.ShimService):
             exit_ = await asyncio.shield(process.exit)
             yield shim_pb2.LogsResponse(exited=True, exit_code=exit_.code)
 
-    async def report(self, request: shim_pb2.ReportRequest, context: ttrpc.CallContext) -> shim_pb2.ReportResponse:
-        report = await self._desk.report(request.session_id)
+    async def report(
+        self, request: shim_pb2.ReportRequest, context: ttrpc.CallContext
+    ) -> shim_pb2.ReportResponse:
+        report = await session_report(self._desk, request.session_id)
         if report is None:
             raise NotFound(f"there is no report of session {shown(request.session_id)} on this host")
         return shim_pb2.ReportResponse(report=report)

@@ -1,10 +1,10 @@
 """A session's books on disk: its journal, its key, the saved state; and what outlives it, last statement and report.
 
-    STATE_DIR/.../ID/session          journal
-    STATE_DIR/.../ID/session.key      the session key, 32 bytes
-    STATE_DIR/.../ID/session.config   the saved state, as it was exported or imported
-    STATE_DIR/statements/NAME         last statement; NAME is the session's SHA-256, the key id and the side
-    STATE_DIR/reports/NAME.json       report
+STATE_DIR/.../ID/session          journal
+STATE_DIR/.../ID/session.key      the session key, 32 bytes
+STATE_DIR/.../ID/session.config   the saved state, as it was exported or imported
+STATE_DIR/statements/NAME         last statement; NAME is the session's SHA-256, the key id and the side
+STATE_DIR/reports/NAME.json       report
 """
 
 from __future__ import annotations
@@ -15,7 +15,17 @@ from typing import Final
 
 from sandshift.errors import Damaged, Unavailable
 from sandshift.session.ids import SessionId, session_name
-from sandshift.session.journal import Journal, JournalRecord, JournalState, Noted, Opened, StreamsAt, replay, right_written, told
+from sandshift.session.journal import (
+    Journal,
+    JournalRecord,
+    JournalState,
+    Noted,
+    Opened,
+    StreamsAt,
+    replay,
+    right_written,
+    told,
+)
 from sandshift.session.record import Entry
 from sandshift.session.right_model import Record as RightRecord
 from sandshift.session.statement import key_id
@@ -32,7 +42,9 @@ REPORTS_KEPT_MAX: Final = 1000
 class Books:
     """The books of one session. Writes go through the shim's disk thread, in the order of the calls."""
 
-    def __init__(self, places: Places, disk: Disk, journal: Journal, file: AppendOnlyFile, key: bytes, config: bytes) -> None:
+    def __init__(
+        self, places: Places, disk: Disk, journal: Journal, file: AppendOnlyFile, key: bytes, config: bytes
+    ) -> None:
         self._places = places
         self._disk = disk
         self._journal = journal
@@ -42,7 +54,9 @@ class Books:
         self.config = config
 
     @classmethod
-    async def open(cls, places: Places, disk: Disk, opened: Opened, first: RightRecord, *, key: bytes, config: bytes) -> Books:
+    async def open(
+        cls, places: Places, disk: Disk, opened: Opened, first: RightRecord, *, key: bytes, config: bytes
+    ) -> Books:
         """Begin the books of a new session. Raises Unavailable; then nothing is left of them."""
 
         def begin() -> Books:
@@ -73,7 +87,9 @@ class Books:
             config = config_file(places).read_bytes()
         except FileNotFoundError as error:
             if places.journal_file.exists():
-                raise Damaged(f"{error.filename} is missing beside the journal {places.journal_file}") from error
+                raise Damaged(
+                    f"{error.filename} is missing beside the journal {places.journal_file}"
+                ) from error
             return None
         found = replay(data)
         if found.state.opened is None:
@@ -82,7 +98,9 @@ class Books:
             raise Damaged(f"{key_file(places)} is not the key of the session in {places.journal_file}")
         file = AppendOnlyFile(places.journal_file)
         if found.torn_bytes:
-            log.warning("%s: %d bytes of a write that was cut off are dropped", places.journal_file, found.torn_bytes)
+            log.warning(
+                "%s: %d bytes of a write that was cut off are dropped", places.journal_file, found.torn_bytes
+            )
             file.truncate(found.valid_bytes)
         return cls(places, disk, Journal(found), file, key, config)
 
@@ -105,7 +123,9 @@ class Books:
 
     async def streams_at(self, offsets: dict[tuple[str, int], int]) -> None:
         """Not synced: it lies in the blackout, and is used only where this host's page cache has survived."""
-        self._append_soon(StreamsAt(tuple((process, stream, at) for (process, stream), at in offsets.items())))
+        self._append_soon(
+            StreamsAt(tuple((process, stream, at) for (process, stream), at in offsets.items()))
+        )
 
     def write_entry(self, entry: Entry) -> None:
         self._append_soon(told(entry, self._journal.state.side))
@@ -193,7 +213,9 @@ def config_file(places: Places) -> Path:
 
 
 def statement_file(places: Places, session_id: str, session_key_id: bytes, side: Side) -> Path:
-    return places.statements_dir / f"{session_name(SessionId(session_id))}-{session_key_id.hex()}-{side.value}"
+    return (
+        places.statements_dir / f"{session_name(SessionId(session_id))}-{session_key_id.hex()}-{side.value}"
+    )
 
 
 def report_file(places: Places, session_id: str, side: Side) -> Path:
@@ -235,5 +257,3 @@ def _keep_newest(folder: Path, count: int) -> None:
     paths = sorted(folder.iterdir(), key=_modified, reverse=True)
     for path in paths[count:]:
         path.unlink(missing_ok=True)
-
-

@@ -15,14 +15,30 @@ if TYPE_CHECKING:
 
 async def source_blockers(sandbox: LiveSandbox) -> list[Blocker]:
     if sandbox.life is not Life.READY or sandbox.machine is None or not sandbox.machine.alive:
-        return [Blocker("sandbox.state", f"it is {sandbox.life.value}", "start it first: only a running sandbox moves")]
+        return [
+            Blocker(
+                "sandbox.state", f"it is {sandbox.life.value}", "start it first: only a running sandbox moves"
+            )
+        ]
     state = await sandbox.machine.run_state()
     if state is not RunState.RUNNING:
-        return [Blocker("sandbox.state", f"its VM is {state.value}", "resume it first: only a running sandbox moves")]
+        return [
+            Blocker(
+                "sandbox.state", f"its VM is {state.value}", "resume it first: only a running sandbox moves"
+            )
+        ]
     if sandbox.model.may_migrate is False:
-        return [Blocker("sandbox.annotations", "io.microsoft.migration.support-enabled is false", "create it without, or with true")]
+        return [
+            Blocker(
+                "sandbox.annotations",
+                "io.microsoft.migration.support-enabled is false",
+                "create it without, or with true",
+            )
+        ]
     return []
 
 
-async def destination_blockers(sandbox: LiveSandbox, destination: Destination) -> tuple[list[Blocker], list[str]]:
+async def destination_blockers(
+    sandbox: LiveSandbox, destination: Destination
+) -> tuple[list[Blocker], list[str]]:
     return [], []

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from sandshift.session.descriptor import Descriptor
     from sandshift.session.record import Entry
+    from sandshift.session.statement import Cell
     from sandshift.shim.migration.opening import Opening
     from sandshift.shim.sandbox import LiveSandbox
     from sandshift.wire.migration import messages_pb2
@@ -43,6 +44,8 @@ class Desk:
         self.active: Source | Destination | None = None
         self._opening = opening
         self._last = Standing(State.IDLE)
+        self.last_cell: Cell | None = None
+        self.last_receipt = b""
         self._turn = asyncio.Lock()
         self._subscribers = 0
         self._calls = 0
@@ -146,7 +149,9 @@ class Desk:
         if outcome is Outcome.NO_EFFECT:
             return
         active = self.require_active()
-        await active.transfer_called(timeout_s or active.bounds.socket_wait_s, deadline_s or active.bounds.transfer_deadline_s)
+        await active.transfer_called(
+            timeout_s or active.bounds.socket_wait_s, deadline_s or active.bounds.transfer_deadline_s
+        )
 
     async def transfer(self, session_id: str, timeout_s: float, deadline_s: float) -> None:
         """Returns when the transfer has succeeded; raises what it ended with. A caller who goes away changes nothing."""
@@ -155,16 +160,26 @@ class Desk:
         active.session.used_head_only_calls = True
         transfer = active.session.transfer
         if isinstance(active, Destination) and not transfer.arrived.is_set():
-            await asyncio.wait(
-                [asyncio.ensure_future(transfer.arrived.wait()), asyncio.shield(transfer.done)],
-                timeout=ARRIVAL_S if active.session.channel is not None else None,
-                return_when=asyncio.FIRST_COMPLETED,
-            )
+            await self._wait_for_arrival(active)
             if not transfer.arrived.is_set() and not transfer.done.done():
                 return
         error = await asyncio.shield(transfer.done)
         if error is not None:
             raise error
+
+    async def _wait_for_arrival(self, active: Destination) -> None:
+        """Until the first bytes are here or the transfer has ended; once there is a socket, for `ARRIVAL_S` at most."""
+        transfer = active.session.transfer
+        arrived = asyncio.ensure_future(transfer.arrived.wait())
+        has_socket = asyncio.ensure_future(active.socket_given.wait())
+        try:
+            await asyncio.wait([has_socket, transfer.done], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(
+                [arrived, transfer.done], timeout=ARRIVAL_S, return_when=asyncio.FIRST_COMPLETED
+            )
+        finally:
+            arrived.cancel()
+            has_socket.cancel()
 
     # The end
 
@@ -217,8 +232,13 @@ class Desk:
     async def _clean_up(self, active: Source | Destination) -> None:
         await active.settled()
         await self._decide(active, Call.CLEANUP)
-        self._last = active.session.standing
+        self._last, self.last_cell, self.last_receipt = (
+            active.session.standing,
+            active.session.party.cell,
+            active.session.receipt(),
+        )
         self.active = None
+        self.sandbox.on_vm_death = None
         await active.close()
         if self._task_orphan is not None and self._task_orphan is not asyncio.current_task():
             self._task_orphan.cancel()
@@ -232,7 +252,9 @@ class Desk:
         async for entry in self._subscribed(session.entries()):
             yield entry
 
-    async def transfer_2691(self, session_id: str, timeout_s: float, deadline_s: float) -> AsyncIterator[Entry]:
+    async def transfer_2691(
+        self, session_id: str, timeout_s: float, deadline_s: float
+    ) -> AsyncIterator[Entry]:
         """The record again, as the stream of revision 2691 wants it: from the start, whoever called before."""
         await self.begin_transfer(session_id, timeout_s, deadline_s)
         async for entry in self._subscribed(self.require_active().session.entries()):
@@ -254,7 +276,7 @@ class Desk:
 
     def _begin(self, active: Source | Destination) -> None:
         self.active = active
-        self.sandbox.session_watches = active
+        self.sandbox.on_vm_death = active.vm_died
         self._quiet_since_s = time.monotonic()
         self._task_orphan = asyncio.create_task(self._watch_for_orphan(active), name="orphan")
 
@@ -263,10 +285,18 @@ class Desk:
         while self.active is active:
             await asyncio.sleep(ORPHAN_LOOK_S)
             quiet_s = time.monotonic() - self._quiet_since_s
-            busy = self._calls or self._subscribers or active.session.state in (State.TRANSFERRING, State.SOCKET_WAITING)
+            busy = (
+                self._calls
+                or self._subscribers
+                or active.session.state in (State.TRANSFERRING, State.SOCKET_WAITING)
+            )
             if busy or quiet_s < active.bounds.orphan_s or active.session.party.complete:
                 continue
-            log.warning("session %s: nobody has asked for %.0f s: it ends by itself", active.session.session_id, quiet_s)
+            log.warning(
+                "session %s: nobody has asked for %.0f s: it ends by itself",
+                active.session.session_id,
+                quiet_s,
+            )
             try:
                 await self._in_turn(self._abandon(active))
             except SandshiftError as error:

@@ -15,11 +15,21 @@ from google.protobuf.message import DecodeError
 from sandshift.errors import SandshiftError
 from sandshift.session.phases import Outcome, Phase, PhaseState, Told
 from sandshift.session.record import BlackoutExited
-from sandshift.session.right_model import ChannelLost, MemoryComplete, Moved, Restarted, RightEvent, TransferFailed
+from sandshift.session.right_model import (
+    ChannelLost,
+    MemoryComplete,
+    Moved,
+    Restarted,
+    RightEvent,
+    TransferFailed,
+    VmDied,
+)
+from sandshift.session.statement import Cell
 from sandshift.session.states import Event, State
 from sandshift.shim.migration.session import MEMORY_DIFFERS
 from sandshift.shim.migration.side import POLL_S, EventQueue, SessionSide
 from sandshift.shim.migration.source import transfer_state
+from sandshift.shim.sandbox import EXIT_KILLED
 from sandshift.vmm.machine import ChannelSecurity, MigrationStatus, RunState
 from sandshift.wire.sandshift import state_pb2
 
@@ -34,7 +44,15 @@ log = logging.getLogger(__name__)
 TCP_BYTES_RECEIVED: Final = struct.Struct("=Q")
 TCP_BYTES_RECEIVED_AT: Final = 128
 """Offset of tcpi_bytes_received in struct tcp_info. Source: include/uapi/linux/tcp.h."""
-PEER_WORDS: Final = ("reset by peer", "broken pipe", "end of file", "end-of-file", "unexpected eof", "input/output error", "not received")
+PEER_WORDS: Final = (
+    "reset by peer",
+    "broken pipe",
+    "end of file",
+    "end-of-file",
+    "unexpected eof",
+    "input/output error",
+    "not received",
+)
 """What QEMU says when the stream ended, and not what was in it."""
 ARRIVED_TRIES_MAX: Final = 5
 
@@ -77,7 +95,10 @@ class Destination(SessionSide):
 
     async def _on_event(self, machine: Machine, event: MachineEvent) -> None:
         if event.name == "DEAD":
-            await self.fail(Outcome.OWN_VM_FAILED, f"the destination's VM process has died: {event.data.get('stderr', '')}")
+            await self.fail(
+                Outcome.OWN_VM_FAILED,
+                f"the destination's VM process has died: {event.data.get('stderr', '')}",
+            )
         elif event.name == "MIGRATION":
             match MigrationStatus(str(event.data["status"])):
                 case MigrationStatus.ACTIVE:
@@ -129,7 +150,9 @@ class Destination(SessionSide):
     async def _failed(self, machine: Machine) -> None:
         reason = (await machine.migration_info()).error or "QEMU gives no reason"
         lost = any(word in reason.lower() for word in PEER_WORDS)
-        await self.fail(Outcome.PEER_LOST if lost else Outcome.OWN_VM_FAILED, f"the transfer failed: {reason}")
+        await self.fail(
+            Outcome.PEER_LOST if lost else Outcome.OWN_VM_FAILED, f"the transfer failed: {reason}"
+        )
 
     # What the protocol orders
 
@@ -155,7 +178,9 @@ class Destination(SessionSide):
         """The blackout as a duration: what the source measured up to its first frame, and what was measured here since."""
         here_us = max(0, self._resumed_at_us - self._heard_at_us) if self._heard_at_us else 0
         there_us = self._handover.stopped_for_us if self._handover else 0
-        return BlackoutExited(duration_ms=round((here_us + there_us) / 1000), stopped_at_us=self._resumed_at_us)
+        return BlackoutExited(
+            duration_ms=round((here_us + there_us) / 1000), stopped_at_us=self._resumed_at_us
+        )
 
     async def _arrived(self) -> None:
         """Clock, processes and streams, as soon as the guest answers. Errors are warnings: the guest runs."""
@@ -163,7 +188,9 @@ class Destination(SessionSide):
         for at in self._handover.streams if self._handover else ():
             bases.setdefault(at.process_id, {})[at.stream] = at.offset
         for process in self.model.processes:
-            self.sandbox.processes.adopt(process.process_id, process.pid, process.args, bases.get(process.process_id, {}))
+            self.sandbox.processes.adopt(
+                process.process_id, process.pid, process.args, bases.get(process.process_id, {})
+            )
         try:
             await self.sandbox.arrived()
         except SandshiftError as error:
@@ -174,6 +201,15 @@ class Destination(SessionSide):
         """Returns when what follows a start here has been done."""
         if self._task_arrived is not None:
             await asyncio.shield(self._task_arrived)
+
+    async def vm_died(self) -> None:
+        await self.fail(Outcome.OWN_VM_FAILED, "the destination's VM process has died")
+        await self.session.feed(VmDied("its process has ended"))
+        if self.session.party.cell is Cell.RUNNING:
+            await self.sandbox.end(EXIT_KILLED)
+
+    async def rolled_back(self, *, succeeded: bool) -> None:
+        """Nothing to tell: a destination that goes back has nothing to recover."""
 
     async def destroy_vm(self) -> None:
         await self.sandbox.abandon_incoming()
@@ -213,12 +249,12 @@ def received_bytes(descriptor: int) -> int | None:
     """What the kernel has received on a TCP connection; None where it does not count (a Unix socket)."""
     with socket.socket(fileno=os.dup(descriptor)) as held:
         try:
-            info = held.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_BYTES_RECEIVED_AT + TCP_BYTES_RECEIVED.size)
+            info = held.getsockopt(
+                socket.IPPROTO_TCP, socket.TCP_INFO, TCP_BYTES_RECEIVED_AT + TCP_BYTES_RECEIVED.size
+            )
         except OSError:
             return None
     if len(info) < TCP_BYTES_RECEIVED_AT + TCP_BYTES_RECEIVED.size:
         return None
     received: int = TCP_BYTES_RECEIVED.unpack_from(info, TCP_BYTES_RECEIVED_AT)[0]
     return received
-
-

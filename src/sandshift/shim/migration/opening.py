@@ -15,12 +15,12 @@ from sandshift.errors import Blocked, IllegalMove
 from sandshift.sandbox import codec
 from sandshift.session import options as option_rules
 from sandshift.session import saved
-from sandshift.session.ids import SandboxId, SessionId, key_id, session_id
+from sandshift.session.ids import SandboxId, SessionId, session_id
 from sandshift.session.journal import Opened
 from sandshift.session.options import Backend, Options
 from sandshift.session.record import Record
 from sandshift.session.right_model import new_party
-from sandshift.session.statement import Seal
+from sandshift.session.statement import Seal, key_id
 from sandshift.session.states import Call, Side, State, refusal
 from sandshift.shim.migration.books import Books
 from sandshift.shim.migration.checks import destination_blockers, source_blockers
@@ -38,7 +38,9 @@ T = TypeVar("T", Source, Destination)
 UNKNOWN_BACKEND: Final = Backend("QEMU", memory_digest=True)
 
 
-def init_options(request: messages_pb2.PrepareAndExportSandboxRequest | messages_pb2.PrepareSandboxRequest) -> options_pb2.InitializeOptions | None:
+def init_options(
+    request: messages_pb2.PrepareAndExportSandboxRequest | messages_pb2.PrepareSandboxRequest,
+) -> options_pb2.InitializeOptions | None:
     return request.init_options if request.HasField("init_options") else None
 
 
@@ -81,7 +83,9 @@ class Opening:
             exported_at_us=time.time_ns() // 1000,
         )
 
-    def exported_again(self, request: messages_pb2.PrepareAndExportSandboxRequest, active: Source | Destination) -> AnyMessage:
+    def exported_again(
+        self, request: messages_pb2.PrepareAndExportSandboxRequest, active: Source | Destination
+    ) -> AnyMessage:
         """The same blob for the same options; others are refused."""
         if self._options(request) != active.options:
             error = refusal(Call.PREPARE_AND_EXPORT, active.session.standing)
@@ -108,7 +112,9 @@ class Opening:
             destination.session.used_head_only_calls = True
         return destination
 
-    def imported_again(self, request: messages_pb2.ImportSandboxRequest, active: Source | Destination) -> None:
+    def imported_again(
+        self, request: messages_pb2.ImportSandboxRequest, active: Source | Destination
+    ) -> None:
         wanted = saved.read_import(request, own=SandboxId(self._sandbox.sandbox_id))
         held = AnyMessage.FromString(active.books.config)
         if saved.config_digest(wanted.config) != saved.config_digest(held):
@@ -151,8 +157,12 @@ class Opening:
             opened_at_us=time.time_ns() // 1000,
         )
         books = await Books.open(
-            sandbox.places, sandbox.disk, opened, party.record, key=state.session_key, config=config.SerializeToString()
+            sandbox.places,
+            sandbox.disk,
+            opened,
+            party.record,
+            key=state.session_key,
+            config=config.SerializeToString(),
         )
         bounds = option_rules.limits(options, sandbox.config.migration.limits)
         return kind(sandbox, books, party, Seal(named, state.session_key), options, bounds, Record(side))
-

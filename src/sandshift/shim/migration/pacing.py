@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 MIB = 1 << 20
 
 
-class StopSending(Exception):  # noqa: N818 - a verdict of a rule, not an error
+class StopSending(Exception):
     """A rule gives the transfer up."""
 
     def __init__(self, end: End) -> None:
@@ -39,7 +39,9 @@ class PassLine:
 
 
 class Pacer:
-    def __init__(self, config: Config, options: Options, bounds: Bounds, *, memory_bytes: int, now_s: float) -> None:
+    def __init__(
+        self, config: Config, options: Options, bounds: Bounds, *, memory_bytes: int, now_s: float
+    ) -> None:
         pace = plan(options, bounds, downtime_limit_ms=config.migration.downtime_limit_ms)
         self._precopy = Precopy(pace, started_s=now_s)
         self._started_s = now_s
@@ -76,7 +78,9 @@ class Pacer:
         if tuning is None:
             return None
         self.settings = replace(
-            self.settings, downtime_limit_ms=tuning.downtime_limit_ms, throttle_percent=tuning.throttle_percent
+            self.settings,
+            downtime_limit_ms=tuning.downtime_limit_ms,
+            throttle_percent=tuning.throttle_percent,
         )
         return self.settings
 

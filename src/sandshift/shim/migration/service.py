@@ -44,7 +44,9 @@ class MigrationService(service_ttrpc.MigrationService):
     ) -> m.CreateDuplicateSocketResponse:
         peer = context.peer
         described = descriptors.parse(
-            request.protocol_info, caller_pid=peer.pid if peer else None, caller_uid=peer.uid if peer else None
+            request.protocol_info,
+            caller_pid=peer.pid if peer else None,
+            caller_uid=peer.uid if peer else None,
         )
         await self._desk.give_socket(request.session_id, described)
         return m.CreateDuplicateSocketResponse()
@@ -71,7 +73,9 @@ class MigrationService(service_ttrpc.MigrationService):
         try:
             action = Action(request.action)
         except ValueError:
-            raise Rejected(f"action = {request.action}: it must be FINALIZE_ACTION_STOP (1) or FINALIZE_ACTION_RESUME (2)") from None
+            raise Rejected(
+                f"action = {request.action}: it must be FINALIZE_ACTION_STOP (1) or FINALIZE_ACTION_RESUME (2)"
+            ) from None
         await self._desk.finalize(request.session_id, action, request.peer_receipt)
         return m.FinalizeSandboxResponse()
 

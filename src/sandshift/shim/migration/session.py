@@ -185,7 +185,11 @@ class Session:
                 async with asyncio.timeout(self.bounds.handover_frame_s):
                     await asyncio.shield(answer)
             except TimeoutError:
-                if pending is None or self.party.pending is None or pending.ask_number == self.party.pending.ask_number:
+                if (
+                    pending is None
+                    or self.party.pending is None
+                    or pending.ask_number == self.party.pending.ask_number
+                ):
                     await self.feed(AskTimedOut())
         refusal = answer.result()
         if refusal is not None:
@@ -227,11 +231,16 @@ class Session:
             if self.channel is not None and self.channel.open:
                 await self._handle(ChannelUp())
         except Exception:
-            log.exception("session %s: the state after a failed step cannot be told; the next event tries again", self.session_id)
+            log.exception(
+                "session %s: the state after a failed step cannot be told; the next event tries again",
+                self.session_id,
+            )
 
     def feed_soon(self, event: RightEvent) -> None:
         """`feed` from a callback. Errors are logged: there is no caller to tell, and the next call meets them again."""
-        task = asyncio.get_running_loop().create_task(self.feed(event), name=f"session {type(event).__name__}")
+        task = asyncio.get_running_loop().create_task(
+            self.feed(event), name=f"session {type(event).__name__}"
+        )
         self._background.add(task)
         task.add_done_callback(self._forget)
 
@@ -253,7 +262,8 @@ class Session:
     def _vm_alive(self) -> bool:
         machine = self._host.machine
         if machine is None:
-            return self.party.state in (State.DESTINATION_IMPORTED, State.SOURCE_EXPORTED) and self.party.vm_alive
+            imported = self.party.state is State.DESTINATION_IMPORTED  # which has none yet
+            return imported and self.party.vm_alive
         return machine.alive
 
     async def _carry_out(self, party: Party, steps: tuple[Step, ...]) -> list[RightEvent]:
@@ -335,7 +345,9 @@ class Session:
 
     # The record
 
-    def tell(self, told: Told, *, blackout: BlackoutExited | None = None, failure: Failure | None = None) -> None:
+    def tell(
+        self, told: Told, *, blackout: BlackoutExited | None = None, failure: Failure | None = None
+    ) -> None:
         self._keep(self.record.phase(told, self._now_us(), blackout=blackout, failure=failure))
 
     def tell_progress(self, numbers: Progress, *, now_s: float) -> None:
@@ -389,4 +401,3 @@ class Session:
             self.channel.close()
         self.end_transfer(Outcome.CANCELLED, "the session has ended")
         self.close_record()
-

@@ -39,13 +39,22 @@ POLL_S: Final = 0.25
 
 
 class SessionSide(ABC):
-    def __init__(self, sandbox: LiveSandbox, books: Books, party: Party, seal: Seal, options: Options, bounds: Bounds, record: Record) -> None:
+    def __init__(
+        self,
+        sandbox: LiveSandbox,
+        books: Books,
+        party: Party,
+        seal: Seal,
+        options: Options,
+        bounds: Bounds,
+        record: Record,
+    ) -> None:
         self.sandbox = sandbox
         self.books = books
         self.options = options
         self.bounds = bounds
         self.session = Session(party, seal, self, options, bounds, record)
-        self._socket_given = asyncio.Event()
+        self.socket_given = asyncio.Event()
         self._task_transfer: asyncio.Task[None] | None = None
 
     # What the Session asks of its host
@@ -97,7 +106,7 @@ class SessionSide(ABC):
             close_quietly(copy)
             raise
         self.session.channel = Channel(copy)
-        self._socket_given.set()
+        self.socket_given.set()
 
     # The transfer
 
@@ -126,12 +135,14 @@ class SessionSide(ABC):
             await self.fail(Outcome.OWN_VM_FAILED, error.message)
         except Exception as error:
             log.exception("the transfer of session %s met a defect", self.session.session_id)
-            await self.fail(Outcome.DEFECT, f"a defect of the shim: {type(error).__name__}; its log has the details")
+            await self.fail(
+                Outcome.DEFECT, f"a defect of the shim: {type(error).__name__}; its log has the details"
+            )
 
     async def _wait_for_socket(self, socket_wait_s: float) -> bool:
         try:
             async with asyncio.timeout(socket_wait_s):
-                await self._socket_given.wait()
+                await self.socket_given.wait()
         except TimeoutError:
             await self.fail(
                 Outcome.SOCKET_WAIT,
@@ -168,6 +179,10 @@ class SessionSide(ABC):
     async def settled(self) -> None:
         """Returns when what follows a decision has been done too."""
 
+    @abstractmethod
+    async def vm_died(self) -> None:
+        """The VM process has ended by itself while the session is open."""
+
     async def stop_transfer_task(self) -> None:
         task = self._task_transfer
         if task is not None and task is not asyncio.current_task():
@@ -203,5 +218,3 @@ class EventQueue:
 
     def close(self) -> None:
         self._task.cancel()
-
-

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Final
 from sandshift.errors import SandshiftError
 from sandshift.session import phases
 from sandshift.session.phases import Outcome, Phase, PhaseState, Told
-from sandshift.session.right_model import ChannelLost, MemoryComplete, Restarted, RightEvent
+from sandshift.session.right_model import ChannelLost, MemoryComplete, Restarted, RightEvent, VmDied
 from sandshift.session.right_model import Transfer as TransferState
 from sandshift.session.statement import Cell
 from sandshift.session.states import State
 from sandshift.shim.migration.pacing import Pacer, StopSending
 from sandshift.shim.migration.side import EventQueue, SessionSide
-from sandshift.shim.sandbox import EXIT_MIGRATED
+from sandshift.shim.sandbox import EXIT_KILLED, EXIT_MIGRATED
 from sandshift.vmm.machine import ChannelSecurity, MigrationStatus, RunState
 from sandshift.wire.sandshift import state_pb2
 
@@ -77,7 +77,9 @@ class Source(SessionSide):
                 await self.fail(*self._why_dead())
             case name if name in GUEST_ENDED:
                 assert event is not None
-                self.guest_ended = f"{name.lower()}: {event.data.get('reason', event.data.get('action', 'no reason given'))}"
+                self.guest_ended = (
+                    f"{name.lower()}: {event.data.get('reason', event.data.get('action', 'no reason given'))}"
+                )
 
     guest_ended = ""
     """What the guest did to itself during the move."""
@@ -107,7 +109,11 @@ class Source(SessionSide):
     async def _look(self, machine: Machine, pacer: Pacer) -> None:
         """Ask how far QEMU is, tell it, and let the rules act."""
         info = await machine.migration_info()
-        if info.status not in (MigrationStatus.ACTIVE, MigrationStatus.DEVICE, MigrationStatus.PRE_SWITCHOVER):
+        if info.status not in (
+            MigrationStatus.ACTIVE,
+            MigrationStatus.DEVICE,
+            MigrationStatus.PRE_SWITCHOVER,
+        ):
             return
         now_s = time.monotonic()
         progress, settings = pacer.on_info(info, now_s=now_s)
@@ -192,6 +198,16 @@ class Source(SessionSide):
     async def destroy_vm(self) -> None:
         await self.sandbox.end(EXIT_MIGRATED, moved_to=self.moved_to or f"session {self.session.session_id}")
 
+    async def vm_died(self) -> None:
+        """The transfer's task may see it too; what a dead VM means, the protocol says."""
+        if self.session.state is State.TRANSFERRING:
+            await self.fail(*self._why_dead())
+        await self.session.feed(VmDied("its process has ended"))
+        moved = self.session.party.cell is Cell.GONE
+        await self.sandbox.end(
+            EXIT_MIGRATED if moved else EXIT_KILLED, moved_to=self.moved_to if moved else ""
+        )
+
     async def rolled_back(self, *, succeeded: bool) -> None:
         """A Finalize(RESUME) or a Cleanup has brought the guest back, or could not."""
         told = phases.recovery(succeeded=succeeded)
@@ -210,7 +226,9 @@ class Source(SessionSide):
         running = await machine.run_state() is RunState.RUNNING
         completed = status is MigrationStatus.COMPLETED
         handover = self.handover() if completed and self.session.party.cell is Cell.OPEN else b""
-        return Restarted(vm_alive=True, vm_running=running, transfer=transfer_state(status), handover=handover)
+        return Restarted(
+            vm_alive=True, vm_running=running, transfer=transfer_state(status), handover=handover
+        )
 
 
 def transfer_state(status: MigrationStatus) -> TransferState:
