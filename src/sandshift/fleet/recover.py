@@ -24,6 +24,7 @@ from sandshift.session.recovery import Ending, Invoke, Look, Pause, Result, Verd
 from sandshift.session.states import Call, Side
 
 PAUSE_S: Final = 1.0
+"""How long a side may take to notice what it has not noticed yet."""
 _CALLS: Final = {
     Call.RESUME: SagaCall.RESUME,
     Call.STOP: SagaCall.STOP,
@@ -51,33 +52,32 @@ class Recovered:
     warnings: tuple[str, ...] = ()
 
 
-async def recover(migration: Migration, calls: Calls, *, pause_s: float = PAUSE_S) -> Recovered:
+async def recover(migration: Migration, calls: Calls) -> Recovered:
     """Bring the session to its end, forward or back. Never raises for a side that is gone.
 
     Args:
         migration: the session, and both hosts.
         calls: connections to the shims; those that died are started again.
-        pause_s: how long a side may take to notice what it has not noticed yet.
     """
-    return await _Recovery(migration, calls, pause_s).run()
+    return await _Recovery(migration, calls).run()
 
 
 class _Recovery:
-    def __init__(self, migration: Migration, calls: Calls, pause_s: float) -> None:
+    def __init__(self, migration: Migration, calls: Calls) -> None:
         self._migration = migration
         self._calls = calls
-        self._pause_s = pause_s
         self._records: list[CallRecord] = []
         self._problems: list[str] = []
 
     async def run(self) -> Recovered:
         verdict = await self._follow(recovery.recover())
-        outcome = _OUTCOMES[verdict.ending]
+        outcome, why = _OUTCOMES[verdict.ending], verdict.why
         warnings: list[str] = []
         if outcome is Outcome.UNDECIDED:
             outcome, warnings = await self._certain_all_the_same(verdict)
+            why = why if outcome is Outcome.UNDECIDED else ""
         await self._close_what_is_empty(outcome)
-        return Recovered(outcome, verdict.why, self._records, tuple(warnings))
+        return Recovered(outcome, why, self._records, tuple(warnings))
 
     async def _follow(self, procedure: recovery.Procedure) -> Verdict:
         """Carry out the procedure's orders until it has its verdict."""
@@ -91,7 +91,7 @@ class _Recovery:
                         step = Step(side, _CALLS[call])
                         answer = await self._invoke(step, receipt if isinstance(receipt, bytes) else b"")
                     case Pause():
-                        await asyncio.sleep(self._pause_s)
+                        await asyncio.sleep(PAUSE_S)
                         answer = None
         except StopIteration as end:
             verdict: Verdict = end.value
