@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class Boot:
     spec: MachineSpec
+    files: BootFiles
     template: Path | None
 
 
@@ -36,12 +37,12 @@ class Booter:
         machines = self._parts.machines
         shape, files = await machines.shape_for(wish, model)
         path = await machines.template_for(shape, files) if template and not wish.cold else None
-        return Boot(await self._spec(shape, files, model), path)
+        return Boot(await self._spec(shape, files, model), files, path)
 
     async def prepare_incoming(self, model: Sandbox, shape: MachineShape) -> Boot:
         """For a sandbox that comes from elsewhere: the shape is what it is."""
         files = await self._parts.machines.files_for(shape)
-        return Boot(await self._spec(shape, files, model), None)
+        return Boot(await self._spec(shape, files, model), files, None)
 
     async def find(self, model: Sandbox, shape: MachineShape) -> MachineSpec:
         """The description that a former shim made, its taps as they are."""
@@ -65,6 +66,10 @@ class Booter:
             initramfs=files.initramfs,
             disks=(DiskSource("disk0", files.root),),
         )
+
+    def template_is_bad(self, boot: Boot) -> None:
+        """The machine could not be loaded from its template."""
+        self._parts.machines.template_is_bad(boot.spec.shape, boot.files)
 
     async def release(self, spec: MachineSpec) -> None:
         await self._parts.taps.detach(list(spec.taps.values()))

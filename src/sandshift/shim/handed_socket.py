@@ -37,7 +37,7 @@ def copy_descriptor(pid: int, descriptor: int) -> int:
             if number == errno.EBADF:
                 raise Rejected(f"protocol_info: fd = {descriptor} is not open in process {pid}")
             raise Unavailable(f"the socket of process {pid} could not be copied: {os.strerror(number)}")
-        os.set_inheritable(copy, False)
+        os.set_inheritable(copy, False)  # noqa: FBT003 - its only form
         return copy
     finally:
         os.close(process)

@@ -3,30 +3,50 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import secrets
+import tempfile
 import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from sandshift.errors import NotFound
 from sandshift.image import build as image_build
+from sandshift.image import template
 from sandshift.image.store import published
+from sandshift.sandbox.model import NetworkCard
+from sandshift.sandbox.shape import is_card
+from sandshift.session.right_licence import licence_of
 from sandshift.shim.parts import BootFiles, Wish
+from sandshift.vmm.machine import DiskSource, MachineSpec
 from sandshift.vmm.standard import DiskPlan, standard_shape
 
 if TYPE_CHECKING:
     from sandshift.config import Config
+    from sandshift.guest.client import Guest
     from sandshift.image.store import GuestImage
     from sandshift.sandbox.model import Sandbox
     from sandshift.sandbox.shape import MachineShape
-    from sandshift.vmm.machine import Vmm
+    from sandshift.shim.parts import Taps
+    from sandshift.vmm.machine import Machine, Vmm
 
 MIB: Final = 1 << 20
+BOOT_S: Final = 60.0
+"""How long a cold guest may take to its agent's first answer: 3 s alone under TCG, more on a busy host."""
 
 
 class HostMachines:
-    def __init__(self, config: Config, vmm: Vmm) -> None:
+    def __init__(
+        self, config: Config, vmm: Vmm, taps: Taps, connect_guest: Callable[[Path, float], Awaitable[Guest]]
+    ) -> None:
+        """`taps`: of no bridge, for guests that are booted for a template."""
         self._config = config
         self._vmm = vmm
+        self._taps = taps
+        self._connect_guest = connect_guest
+        self._templates = template.TemplateStore(Path(config.places.cache_dir))
         self._cache_dir = Path(config.places.cache_dir)
 
     async def shape_for(self, wish: Wish, model: Sandbox) -> tuple[MachineShape, BootFiles]:
@@ -65,9 +85,50 @@ class HostMachines:
             f"or copy {self._cache_dir}/images from the source"
         )
 
-    async def template_for(self, shape: MachineShape, files: BootFiles) -> Path | None:
-        return None
+    async def template_for(self, shape: MachineShape, files: BootFiles) -> Path:
+        key = template.key_of(files.image, shape)
+        return await self._templates.ensure(key, lambda path: self._save_template(shape, files, path))
+
+    def template_is_bad(self, shape: MachineShape, files: BootFiles) -> None:
+        self._templates.drop(template.key_of(files.image, shape))
+
+    async def _save_template(self, shape: MachineShape, files: BootFiles, path: Path) -> None:
+        """Boot a guest that is nobody's, wait for its agent, and save it. Nobody's: no uuid, MAC or secret of a sandbox."""
+        name = f"template-{secrets.token_hex(4)}"
+        cards = tuple(NetworkCard(id=device.id) for device in shape.devices if is_card(device))
+        taps = await self._taps.attach(name, cards)
+        with tempfile.TemporaryDirectory(prefix="sandshift-template-") as run_dir:
+            spec = MachineSpec(
+                name=name,
+                shape=nobodys(shape),
+                run_dir=Path(run_dir),
+                kernel=files.kernel,
+                initramfs=files.initramfs,
+                disks=(DiskSource("disk0", files.root),),
+                taps=taps,
+            )
+            machine: Machine | None = None
+            try:
+                machine = await self._vmm.start(spec)
+                guest = await self._connect_guest(machine.agent_socket, BOOT_S)
+                await machine.run_vcpus(licence_of(None))
+                await guest.info()
+                await guest.close()
+                await machine.save(path)
+            finally:
+                if machine is not None:
+                    await machine.destroy()
+                await self._taps.detach(list(taps.values()))
+
+
+def nobodys(shape: MachineShape) -> MachineShape:
+    """The machine as a template is booted: of this shape, with placeholders for what is one sandbox's alone."""
+    macs = (f"52:54:00:00:00:{number:02x}" for number in itertools.count())
+    devices = tuple(
+        replace(device, mac=next(macs)) if is_card(device) else device for device in shape.devices
+    )
+    return replace(shape, uuid=str(uuid.UUID(int=0)), generation_id=str(uuid.uuid4()), devices=devices)
 
 
 def _files(image: GuestImage) -> BootFiles:
-    return BootFiles(image.kernel, image.initramfs, image.root)
+    return BootFiles(image.kernel, image.initramfs, image.root, image)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from sandshift.guest.client import Guest
+    from sandshift.image.store import GuestImage
     from sandshift.sandbox.model import NetworkCard, Sandbox
     from sandshift.sandbox.shape import MachineShape
     from sandshift.session.preflight import DestinationFacts
@@ -32,6 +33,7 @@ class BootFiles:
     kernel: Path
     initramfs: Path
     root: Path
+    image: GuestImage
 
 
 class Taps(Protocol):
@@ -60,8 +62,12 @@ class Machines(Protocol):
         """What a machine that comes from elsewhere needs here. Raises NotFound if this host lacks that image."""
         ...
 
-    async def template_for(self, shape: MachineShape, files: BootFiles) -> Path | None:
-        """A template that a machine of this shape can start from, made if need be; None where none is wanted."""
+    async def template_for(self, shape: MachineShape, files: BootFiles) -> Path:
+        """A template that a machine of this shape can start from, made if there is none yet."""
+        ...
+
+    def template_is_bad(self, shape: MachineShape, files: BootFiles) -> None:
+        """A machine could not be loaded from the template: the next one makes it anew."""
         ...
 
     async def facts(self, shape: MachineShape) -> DestinationFacts:

@@ -16,7 +16,7 @@ from pathlib import Path
 from sandshift.errors import AlreadyThere, NotFound, SandshiftError
 from sandshift.guest.client import Guest
 from sandshift.sandbox.model import Process
-from sandshift.shim.output import STREAMS, OutputFile, files_in
+from sandshift.shim.output import NAME_PATTERN, STREAMS, OutputFile, files_in
 
 log = logging.getLogger(__name__)
 
@@ -58,9 +58,6 @@ class Processes:
         self._guest: Guest | None = None
         self._all: dict[str, FollowedProcess] = {}
 
-    def __iter__(self) -> Iterable[FollowedProcess]:
-        return iter(self._all.values())
-
     def all(self) -> list[FollowedProcess]:
         return list(self._all.values())
 
@@ -96,6 +93,13 @@ class Processes:
         if self._guest is not None:
             self._follow(process)
         return process
+
+    def forget_output(self) -> None:
+        """Remove what an earlier stay of this sandbox on this host left."""
+        for process_id, stream, base in files_in(self._folder):
+            (self._folder / NAME_PATTERN.format(process_id=process_id, stream=stream, base=base)).unlink(
+                missing_ok=True
+            )
 
     def bases_on_disk(self) -> dict[str, dict[int, int]]:
         """Process id -> stream -> base offset of the files that a former shim of this sandbox left."""

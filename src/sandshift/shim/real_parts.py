@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 class HostTaps:
     """Taps of this process's network namespace, attached to the host's bridge."""
 
-    def __init__(self, config: Config, namespace: str) -> None:
-        self._bridge = config.network.bridge
+    def __init__(self, bridge: str, namespace: str) -> None:
+        """`bridge`: what they are attached to; empty: nothing."""
+        self._bridge = bridge
         self._namespace = namespace
 
     def _plan(self, sandbox_id: str, cards: tuple[NetworkCard, ...]) -> tuple[Plan, list[str]]:
@@ -52,5 +53,6 @@ def real_parts(config: Config, namespace: str) -> Parts:
         data_dirs=tuple(config.vm.qemu_data_dirs),
         command_s=config.migration.limits.qmp_command_s,
     )
-    taps = HostTaps(config, namespace)
-    return Parts(vmm=vmm, taps=taps, machines=HostMachines(config, vmm), connect_guest=connect_guest)
+    machines = HostMachines(config, vmm, HostTaps("", namespace), connect_guest)
+    taps = HostTaps(config.network.bridge, namespace)
+    return Parts(vmm=vmm, taps=taps, machines=machines, connect_guest=connect_guest)

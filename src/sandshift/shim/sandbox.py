@@ -18,13 +18,13 @@ from dataclasses import asdict, replace
 from typing import Final
 
 from sandshift.config import Config
-from sandshift.errors import IllegalMove, SandshiftError, Unavailable
+from sandshift.errors import Damaged, IllegalMove, SandshiftError, Unavailable
 from sandshift.guest.client import Guest
 from sandshift.sandbox import codec
 from sandshift.sandbox.model import Sandbox
 from sandshift.sandbox.shape import MachineShape
 from sandshift.session.right_licence import licence_of
-from sandshift.shim.boot import Booter
+from sandshift.shim.boot import Boot, Booter
 from sandshift.shim.durable import Disk, make_folder, write_atomically
 from sandshift.shim.parts import Parts, Wish
 from sandshift.shim.places import Places
@@ -108,12 +108,7 @@ class LiveSandbox:
         boot = await self._booter.prepare(self.wish, self.model, template=self.config.vm.template)
         self.spec, self.started_from = boot.spec, "cold" if boot.template is None else "template"
         try:
-            vmm = self.parts.vmm
-            self.machine = await (
-                vmm.start(boot.spec)
-                if boot.template is None
-                else vmm.start_from_template(boot.spec, boot.template)
-            )
+            self.machine = await self._start_machine(boot)
             self.guest = await self.parts.connect_guest(
                 self.machine.agent_socket, self.config.migration.limits.agent_reply_s
             )
@@ -127,6 +122,17 @@ class LiveSandbox:
         self.processes.follow(self.guest)
         self._watch()
         await self._save()
+
+    async def _start_machine(self, boot: Boot) -> Machine:
+        """From the template; cold where there is none, or where it does not load after all."""
+        if boot.template is not None:
+            try:
+                return await self.parts.vmm.start_from_template(boot.spec, boot.template)
+            except Damaged as error:
+                log.warning("template %s is dropped: %s", boot.template, error)
+                self._booter.template_is_bad(boot)
+                self.started_from = "cold"
+        return await self.parts.vmm.start(boot.spec)
 
     async def _personalize(self, guest: Guest) -> None:
         await guest.personalize(
@@ -142,6 +148,7 @@ class LiveSandbox:
 
     async def prepare_incoming(self, model: Sandbox, shape: MachineShape) -> Machine:
         """Make the stopped VM that waits for the memory, and be connected to its agent before it runs."""
+        self.processes.forget_output()
         boot = await self._booter.prepare_incoming(model, shape)
         self.spec = boot.spec
         try:

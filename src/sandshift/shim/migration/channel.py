@@ -52,7 +52,7 @@ class Channel:
             return
         self._on_frame, self._on_lost = on_frame, on_lost
         self._socket = socket.socket(fileno=os.dup(self._descriptor))
-        self._socket.setblocking(False)
+        self._socket.setblocking(False)  # noqa: FBT003 - its only form
         asyncio.get_running_loop().add_reader(self._socket, self._on_readable)
 
     def send(self, signed: bytes) -> None:

@@ -197,6 +197,7 @@ class SessionSide(ABC):
             with contextlib.suppress(SandshiftError):
                 await self.sandbox.machine.drop_channel()
         await self.session.close()
+        await self.books.close()
 
 
 class EventQueue:
