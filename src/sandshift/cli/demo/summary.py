@@ -31,20 +31,16 @@ def _headline(figures: Mapping[str, Any]) -> str:
 
 
 def _rows(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
+    moved = f"{_mib(figures['bytes_transferred'])} in {figures['passes']} passes, {_ms(figures['total_ms'])} in all"
+    vm = f"QEMU {figures['qemu_version'] or '?'}, {figures['accelerator'] or '?'}, {_mib(figures['memory_bytes'])}"
+    rows = [("moved", moved), ("stood still", _stillness(figures))] if figures["total_ms"] else []
     return [
-        (
-            "moved",
-            f"{_mib(figures['bytes_transferred'])} in {figures['passes']} passes, {_ms(figures['total_ms'])} in all",
-        ),
-        ("stood still", _stillness(figures)),
+        *rows,
         ("connection", _connection(figures)),
         ("memory", _memory(figures)),
         ("same guest", _guest(figures)),
         ("encrypted", _encrypted(figures)),
-        (
-            "machine",
-            f"QEMU {figures['qemu_version'] or '?'}, {figures['accelerator'] or '?'}, {_mib(figures['memory_bytes'])}",
-        ),
+        ("machine", vm),
     ]
 
 
