@@ -22,7 +22,7 @@ def process() -> None:
     """Processes in a sandbox, outside any container."""
 
 
-@process.command("run", context_settings={"allow_interspersed_args": False})
+@process.command("run")
 @click.option("--id", "process_id", metavar="NAME", help="Id of the process [default: a fresh one].")
 @click.option(
     "--env",
