@@ -17,10 +17,21 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-MODULES = (
-    "virtio_ring virtio virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci virtio_console "
-    "scsi_common scsi_mod virtio_scsi sd_mod failover net_failover virtio_net"
-).split()
+MODULES = [
+    "virtio_ring",
+    "virtio",
+    "virtio_pci_modern_dev",
+    "virtio_pci_legacy_dev",
+    "virtio_pci",
+    "virtio_console",
+    "scsi_common",
+    "scsi_mod",
+    "virtio_scsi",
+    "sd_mod",
+    "failover",
+    "net_failover",
+    "virtio_net",
+]
 CACHE = Path(os.environ.get("SANDSHIFT_TEST_CACHE", "/var/cache/sandshift/test-guest"))
 COMMAND_LINE = "quiet console=ttyS0 reboot=t panic=-1 mitigations=off nokaslr cryptomgr.notests audit=0 no_timer_check rdinit=/init"
 

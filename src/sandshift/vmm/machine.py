@@ -152,8 +152,10 @@ class Machine(Protocol):
     ) -> None:
         """Begin to send the guest over `channel_fd` (duplicated: the caller keeps its own). Returns once it is under way.
 
-        return-path, pause-before-switchover, events and validate-uuid are always on. TCP_NODELAY is set, and the
-        socket becomes non-blocking: both are properties that duplicates share.
+        return-path, pause-before-switchover, events and validate-uuid are always on. TCP_NODELAY is set, a property
+        that duplicates share. So is the blocking mode, and QEMU changes it both ways while it has the socket: set it
+        again before you read or write there yourself. A transfer that fails, is cancelled or loses its VM process ends
+        the connection for every holder; one that completes leaves it open and whole.
         """
         ...
 

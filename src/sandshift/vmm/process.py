@@ -76,14 +76,15 @@ class VmProcess:
         return not poll.poll(0)
 
     async def kill(self) -> None:
-        """End it with SIGKILL and wait until it is gone. Idempotent.
+        """End it with SIGKILL and wait until it is gone. Idempotent. After `detach` it is no longer ours to end.
 
         Raises:
             Unavailable: it is still there after KILL_S.
         """
-        if self._pidfd >= 0:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        if self._pidfd < 0:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
         try:
             async with asyncio.timeout(KILL_S):
                 await self.ended.wait()

@@ -5,15 +5,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from sandshift.errors import Damaged, IllegalMove, NotSupported, SandshiftError, TimedOut, Unavailable
+from sandshift.errors import (
+    Damaged,
+    IllegalMove,
+    NotSupported,
+    PeerProtocolError,
+    SandshiftError,
+    TimedOut,
+    Unavailable,
+)
 from sandshift.sandbox.shape import MachineShape
 from sandshift.vmm import psk, transfer
+from sandshift.vmm.channel import Channel
 from sandshift.vmm.digest import memory_digest_of_process
 from sandshift.vmm.events import EventFanout, EventStream
 from sandshift.vmm.machine import (
@@ -69,6 +77,9 @@ class QemuMachine:
         self._qmp: Qmp | None = None
         self._incoming = incoming
         """A guest is expected or coming in: `cont` would be taken as a wish for later."""
+        self._detached = False
+        self._channel: Channel | None = None
+        """Held while a transfer goes on, to end it for the peer too if our VM process fails."""
         self._credentials_made = 0
         self._folder_fd = os.open(spec.run_dir, os.O_PATH | os.O_DIRECTORY)
         # Tells everybody of the end of the process. Its exceptions are all handled inside.
@@ -158,6 +169,8 @@ class QemuMachine:
 
     async def destroy(self) -> None:
         await self._process.kill()
+        if self._detached:
+            return  # Another shim's by now.
         await self._task_end
         await self._let_go()
         psk.remove_keys(self._keys_folder)
@@ -165,6 +178,7 @@ class QemuMachine:
             (self._spec.run_dir / name).unlink(missing_ok=True)
 
     async def detach(self) -> None:
+        self._detached = True
         self._task_end.cancel()
         await asyncio.wait([self._task_end])
         await self._let_go()
@@ -339,7 +353,8 @@ class QemuMachine:
         return object_id
 
     async def _give_channel(self, channel_fd: int) -> None:
-        without_delay(channel_fd)
+        self._end_channel(whole=True)
+        self._channel = Channel(channel_fd)
         try:
             await self._connection.pass_fd(CHANNEL_NAME, channel_fd)
         except QmpRefused as error:
@@ -347,7 +362,16 @@ class QemuMachine:
                 f"sandbox {self._spec.name}: QEMU refused the channel: {error.reason}"
             ) from error
 
+    def _end_channel(self, *, whole: bool) -> None:
+        """Our hold on the channel ends; unless `whole`, so does the channel."""
+        if self._channel is not None:
+            if not whole:
+                self._channel.shut_down()
+            self._channel.close()
+            self._channel = None
+
     async def _forget_channel(self) -> None:
+        self._end_channel(whole=True)
         with contextlib.suppress(SandshiftError):
             await self._close_fd(CHANNEL_NAME)
 
@@ -388,13 +412,17 @@ class QemuMachine:
         return transfer.with_error(info, self._process.stderr_tail())
 
     def _on_event(self, event: MachineEvent) -> None:
-        if event.name == "MIGRATION" and self._incoming:
-            status = _status_of(event)
-            if status is not MigrationStatus.SETUP:
-                psk.remove_keys(self._keys_folder)  # The handshake is over.
-            if status is MigrationStatus.COMPLETED:
-                self._incoming = False
+        if event.name == "MIGRATION":
+            self._on_migration(_status_of(event))
         self._fanout.emit(event)
+
+    def _on_migration(self, status: MigrationStatus) -> None:
+        if self._incoming and status is not MigrationStatus.SETUP:
+            psk.remove_keys(self._keys_folder)  # The handshake is over.
+        if transfer.has_ended(status):
+            self._end_channel(whole=status is MigrationStatus.COMPLETED)
+        if status is MigrationStatus.COMPLETED:
+            self._incoming = False
 
     async def _watch_end(self) -> None:
         await self._process.ended.wait()
@@ -402,10 +430,12 @@ class QemuMachine:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LAST_WORDS_S):
                     await self._qmp.ended.wait()
+        self._end_channel(whole=False)
         data = {"returncode": self._process.returncode, "stderr": self._process.stderr_tail()}
         self._fanout.finish(MachineEvent(name="DEAD", data=data, at_us=time.time_ns() // 1000))
 
     async def _let_go(self) -> None:
+        self._end_channel(whole=True)
         if self._qmp is not None:
             await self._qmp.close()
         if self._folder_fd >= 0:
@@ -417,15 +447,11 @@ def _remove(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
-def without_delay(fd: int) -> None:
-    """TCP_NODELAY on a TCP socket; anything else is left alone. Nagle costs 40 ms of blackout (measured)."""
-    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as channel:
-        if channel.family in (socket.AF_INET, socket.AF_INET6):
-            channel.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-
 def _status_of(event: MachineEvent) -> MigrationStatus:
-    return transfer.migration_status(str(event.data.get("status", "none")))
+    try:
+        return transfer.migration_status(str(event.data.get("status", "none")))
+    except PeerProtocolError:
+        return MigrationStatus.NONE  # Not one that anybody here acts on; whoever asks QEMU is told.
 
 
 def _heard(listener: EventStream, name: str) -> bool:

@@ -99,10 +99,9 @@ class Qmp:
         """QEMU's, from its greeting."""
         greeting = self._client.greeting
         assert greeting is not None, "connect() returns only after the greeting"
-        major, minor, micro = (
-            int(greeting.QMP.version["qemu"][part]) for part in ("major", "minor", "micro")
-        )
-        return major, minor, micro
+        numbers = greeting.QMP.version["qemu"]
+        assert isinstance(numbers, Mapping), "QMP's schema"
+        return int(numbers["major"]), int(numbers["minor"]), int(numbers["micro"])
 
     async def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> object:
         """Run one command and return its answer.

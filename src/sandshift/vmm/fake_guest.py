@@ -1,0 +1,106 @@
+"""A fake guest: a few pages, a program that rewrites them, and a counter. Time is an argument.
+
+What the guest wrote while it ran is worked out when somebody looks, so it costs no task and replays exactly.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+import xxhash
+
+PAGE_BYTES: Final = 4096
+"""What a page counts for in bytes and bandwidth; its content here is CONTENT_BYTES."""
+CONTENT_BYTES: Final = 16
+ENTRY_BYTES: Final = 4 + CONTENT_BYTES
+
+
+@dataclass(slots=True)
+class FakeGuest:
+    """`advance` before anything is looked at."""
+
+    boot_id: str
+    pages: dict[int, bytes] = field(default_factory=dict)
+    """Those that are not zero."""
+    pages_per_s: float = 0.0
+    """How many pages the program rewrites per second while it runs."""
+    working_set: int = 64
+    """How many different pages it rewrites."""
+    pings: int = 0
+    running: bool = False
+    _written: int = 0
+    _owed: float = 0.0
+    """Part of a page that time has paid for and nothing was written for yet."""
+    _now_s: float = 0.0
+    _dirty: set[int] = field(default_factory=set)
+
+    def advance(self, now_s: float, throttle_percent: int = 0) -> None:
+        """Write what the program has written since the last look."""
+        passed_s = max(0.0, now_s - self._now_s)
+        self._now_s = now_s
+        if not self.running:
+            return
+        self._owed += passed_s * self.pages_per_s * (100 - throttle_percent) / 100
+        new = int(self._owed)
+        self._owed -= new
+        # Of many rounds over the working set only the last is still to be seen.
+        for number in range(self._written + max(0, new - self.working_set), self._written + new):
+            self.write(number % self.working_set, (number + 1).to_bytes(CONTENT_BYTES, "big"))
+        self._written += new
+
+    def write(self, page: int, content: bytes) -> None:
+        self.pages[page] = content.ljust(CONTENT_BYTES, b"\0")[:CONTENT_BYTES]
+        self._dirty.add(page)
+
+    def take_dirty(self) -> list[int]:
+        """Pages written since the last call, and forget them."""
+        taken = sorted(self._dirty)
+        self._dirty.clear()
+        return taken
+
+    @property
+    def dirty_count(self) -> int:
+        return len(self._dirty)
+
+    def digest(self) -> bytes:
+        digest = xxhash.xxh3_128()
+        for page, content in sorted(self.pages.items()):
+            if content.strip(b"\0"):
+                digest.update(page.to_bytes(8, "little") + content)
+        return digest.digest()
+
+    def packed(self, pages: Iterable[int]) -> bytes:
+        return b"".join(page.to_bytes(4, "big") + self.pages[page] for page in pages)
+
+    def unpack(self, data: bytes) -> None:
+        for start in range(0, len(data), ENTRY_BYTES):
+            page = int.from_bytes(data[start : start + 4], "big")
+            self.pages[page] = data[start + 4 : start + ENTRY_BYTES]
+
+    def state(self) -> dict[str, object]:
+        """All but the pages, for JSON."""
+        return {
+            "boot_id": self.boot_id,
+            "pings": self.pings,
+            "pages_per_s": self.pages_per_s,
+            "working_set": self.working_set,
+            "written": self._written,
+        }
+
+    def take_state(self, state: Mapping[str, object]) -> None:
+        self.boot_id = str(state["boot_id"])
+        self.pings = int(str(state["pings"]))
+        self.pages_per_s = float(str(state["pages_per_s"]))
+        self.working_set = int(str(state["working_set"]))
+        self._written = int(str(state["written"]))
+
+    def packed_text(self) -> str:
+        """All pages, for JSON."""
+        return base64.b64encode(self.packed(sorted(self.pages))).decode()
+
+    def unpack_text(self, text: str) -> None:
+        """Takes in what `packed_text` gave. Raises ValueError if it is not that."""
+        self.unpack(base64.b64decode(text, validate=True))
