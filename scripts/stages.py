@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 import xml.etree.ElementTree as ET
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -23,6 +24,8 @@ from typing import Final
 ROOT: Final = Path(__file__).resolve().parent.parent
 RESULTS: Final = ROOT / ".cache" / "results"
 CLEAN_UP_S: Final = 25.0
+OPTIONAL: Final = "optional: "
+"""How the reason of a skip begins that is right in CI too: "optional: needs KVM"."""
 GENERATED: Final = ("src/sandshift/wire", "src/ttrpc/wire")
 
 
@@ -149,7 +152,10 @@ def end_group(process: subprocess.Popen[bytes]) -> None:
 
 
 def pytest_counts(report: Path) -> Counts:
-    """What a JUnit report says; nothing when there is none, as after a crash."""
+    """What a JUnit report says; nothing when there is none, as after a crash.
+
+    In CI nothing may be left out unnoticed: there a skipped test counts as failed, unless its reason begins with OPTIONAL.
+    """
     try:
         suite = ET.parse(report).getroot().find("testsuite")  # noqa: S314 - written by our own pytest
     except (OSError, ET.ParseError):
@@ -159,7 +165,22 @@ def pytest_counts(report: Path) -> Counts:
     tests, failures, errors, skipped = (
         int(suite.get(key, "0")) for key in ("tests", "failures", "errors", "skipped")
     )
-    return Counts(tests - failures - errors - skipped, failures + errors, skipped)
+    counts = Counts(tests - failures - errors - skipped, failures + errors, skipped)
+    if not os.environ.get("CI"):
+        return counts
+    forbidden = list(needed_but_skipped(suite))
+    for line in forbidden:
+        print(f"skipped in CI: {line}", file=sys.stderr)
+    return counts + Counts(failed=len(forbidden), skipped=-len(forbidden))
+
+
+def needed_but_skipped(suite: ET.Element) -> Iterator[str]:
+    """One line for each skipped test whose reason does not begin with OPTIONAL."""
+    for case in suite.iter("testcase"):
+        skip = case.find("skipped")
+        reason = skip.get("message", "") if skip is not None else OPTIONAL
+        if not reason.startswith(OPTIONAL):
+            yield f"{case.get('classname')}::{case.get('name')}: {reason}"
 
 
 def run_all(stages: tuple[Stage, ...], *, keep_going: bool) -> int:

@@ -15,6 +15,7 @@ from sandshift.cli.demo.capture import capturing, count_pattern_blocks
 from sandshift.cli.demo.lab import open_lab
 from sandshift.cli.demo.workload import pattern_page
 from sandshift.errors import Unavailable
+from tests.needs import needs_root
 
 MARKER = b"\x01demo\xff\x00\x7f"
 
@@ -35,9 +36,6 @@ def test_a_marker_alone_is_no_block():
 def test_pages_are_counted_once_each():
     data = b"".join(pattern_page(MARKER, number, 1) for number in range(10))
     assert count_pattern_blocks(data, MARKER) == 10
-
-
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 
 async def send_across(lab, payload: bytes) -> None:

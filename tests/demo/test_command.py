@@ -20,6 +20,7 @@ from sandshift.cli.demo.topology import NAMESPACE_PREFIX
 from sandshift.errors import Aborted, Cancelled, NotSupported, Rejected
 from sandshift.fleet.result import MigrationResult
 from sandshift.fleet.saga import Outcome
+from tests.needs import needs_root
 
 
 @pytest.mark.parametrize(
@@ -59,7 +60,7 @@ def test_without_tun_it_says_what_to_do(monkeypatch):
         Demo(Settings(), Lines()).check_machine()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+@needs_root
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_a_signal_takes_the_lab_down_and_ends_as_interrupted(number, tmp_path):
     made = []

@@ -26,11 +26,12 @@ from sandshift.session.ids import Side
 from tests.demo.guest_memory import alter_page
 from tests.demo.old_qemu import unpacked_qemu_72
 from tests.demo.test_proof import ISSUE_KEYS
+from tests.needs import needs_root
 
 pytestmark = [
     pytest.mark.vm,
     pytest.mark.timeout(300),
-    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
+    needs_root,
 ]
 
 WARM_S_MAX = 60.0

@@ -15,8 +15,9 @@ from sandshift import net
 from sandshift.cli.demo.lab import open_lab
 from sandshift.cli.demo.topology import NAMESPACE_PREFIX
 from sandshift.errors import Rejected
+from tests.needs import needs_root
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+pytestmark = needs_root
 
 
 def namespaces_of(lab_id: str) -> list[Path]:

@@ -11,8 +11,9 @@ import pytest
 
 from sandshift import net
 from sandshift.errors import AlreadyThere, NotFound, NotSupported
+from tests.needs import needs_root
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+pytestmark = needs_root
 
 
 @pytest.fixture

@@ -12,8 +12,9 @@ import pytest
 
 from sandshift import net
 from sandshift.errors import NotFound, TimedOut, Unavailable
+from tests.needs import needs_root
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+pytestmark = needs_root
 
 
 @pytest.fixture

@@ -79,7 +79,24 @@ def test_a_program_that_is_not_there_fails_its_stage(capfd: pytest.CaptureFixtur
     assert "no-such-program-here is not installed" in capfd.readouterr().err
 
 
-def test_a_pytest_stage_counts_its_tests(tmp_path: Path) -> None:
+def test_in_ci_a_skipped_test_has_failed_unless_it_is_optional(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tests = tmp_path / "test_two.py"
+    tests.write_text(
+        "import pytest\n@pytest.mark.skip(reason='no Go')\ndef test_a(): pass\n"
+        "@pytest.mark.skip(reason='optional: needs KVM')\ndef test_b(): pass\n"
+    )
+    stage = stages.pytest_stage(
+        "two", "--override-ini=addopts=-q", f"--rootdir={tmp_path}", str(tests), bound_s=60
+    )
+    monkeypatch.setenv("CI", "true")
+    assert stages.run(stage) == stages.Counts(failed=1, skipped=1)
+    assert "skipped in CI: test_two::test_a: no Go" in capfd.readouterr().err
+
+
+def test_a_pytest_stage_counts_its_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CI", raising=False)
     tests = tmp_path / "test_three.py"
     tests.write_text(
         "import pytest\ndef test_a(): pass\ndef test_b(): assert False\n@pytest.mark.skip\ndef test_c(): pass\n"
