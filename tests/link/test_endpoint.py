@@ -169,7 +169,7 @@ def test_a_sender_that_gets_no_answer_holds_no_more_than_its_bound():
 def test_a_reader_that_reads_nothing_holds_no_more_than_its_bound():
     stream = Stream(1, 65_536)
     for place in range(0, RECEIVE_BYTES_MAX * 2, 65_536):
-        stream.on_frame(Frame(Kind.DATA, 1, place, 0, bytes(65_536)), 0.0)
+        stream.on_frame(Frame(Kind.DATA, 1, place, payload=bytes(65_536)), 0.0)
     assert stream.receiving.ready_bytes <= RECEIVE_BYTES_MAX
 
 
@@ -233,7 +233,7 @@ def test_frames_of_an_unknown_epoch_are_answered_with_gone():
 
 def test_gone_ends_the_hosts_connection_but_what_came_before_can_be_read():
     host = HostEnd(epoch=5)
-    host.feed(Frame(Kind.HELLO, 5).encode() + Frame(Kind.DATA, 5, 0, 0, b"last words").encode(), 0.0)
+    host.feed(Frame(Kind.HELLO, 5).encode() + Frame(Kind.DATA, 5, payload=b"last words").encode(), 0.0)
     host.feed(Frame(Kind.GONE, 5).encode(), 0.0)
     assert host.stream.is_gone
     assert host.stream.receiving.read(100, 0.0) == b"last words"
@@ -252,12 +252,12 @@ def test_an_acknowledgement_of_what_was_never_sent_is_ignored(number: int):
 def test_hello_is_repeated_ever_more_seldom_and_padded():
     host = HostEnd(epoch=1)
     first = b"".join(host.next_output(0.0))
-    assert len(first) == 44
+    assert len(first) == 52
     times, now_s = [], 0.0
     for _ in range(8):
         at_s = host.next_timer_s()
         times.append(round(at_s - now_s, 3))
         now_s = at_s
         host.on_timer(now_s)
-        assert len(b"".join(host.next_output(now_s))) == 44 + 44 + (16 << 10)
+        assert len(b"".join(host.next_output(now_s))) == 52 + 52 + (16 << 10)
     assert times == [0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0, 2.0]

@@ -14,17 +14,18 @@ frames = st.builds(
     kind=st.sampled_from(Kind),
     epoch=st.integers(0, 2**64 - 1),
     offset=st.integers(0, 2**64 - 1),
+    arrived=st.integers(0, 2**64 - 1),
     taken=st.integers(0, 2**64 - 1),
     payload=st.binary(max_size=400) | st.just(MAGIC * 20),
 )
 
 
 def test_a_frame_looks_as_documented():
-    frame = Frame(Kind.DATA, epoch=0x0102030405060708, offset=9, taken=10, payload=b"hello")
+    frame = Frame(Kind.DATA, epoch=0x0102030405060708, offset=9, arrived=11, taken=10, payload=b"hello")
     assert frame.encode().hex() == (
-        "f5534c1a0200000001020304050607080000000000000009000000000000000a000000053610a686aaa7c59668656c6c6f"
+        "f5534c1a0200000001020304050607080000000000000009000000000000000b000000000000000a000000053610a6863a2a64e768656c6c6f"
     )
-    assert HEADER_BYTES == 44
+    assert HEADER_BYTES == 52
 
 
 @given(st.lists(frames, max_size=6), st.lists(st.integers(1, 300), min_size=1))

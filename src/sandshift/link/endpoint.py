@@ -145,4 +145,4 @@ _REPLIES_MAX: Final = 8
 
 
 def _hello(stream: Stream) -> bytes:
-    return header(Kind.HELLO, stream.epoch, offset=stream.receiving.arrived, taken=stream.receiving.taken)
+    return header(Kind.HELLO, stream.epoch, arrived=stream.receiving.arrived, taken=stream.receiving.taken)

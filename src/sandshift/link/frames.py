@@ -1,17 +1,18 @@
 """Frames of the link: how they look, and how a reader finds its way back after lost or torn bytes. Pure.
 
-A frame is a header of 44 bytes and a payload. Integers are big-endian:
+A frame is a header of 52 bytes and a payload. Integers are big-endian:
 
     offset  size  field
     0       4     magic, F5 53 4C 1A
     4       1     kind: 1 HELLO, 2 DATA, 3 ACK, 4 RESEND, 5 GONE
     5       3     zero
     8       8     epoch: one connection of one host process; random
-    16      8     DATA: of the payload in the sender's stream; else: up to where the other stream has arrived
-    24      8     taken: up to where the sender's user has taken the other stream
-    32      4     payload length
-    36      4     CRC-32 of the payload
-    40      4     CRC-32 of bytes 0 to 39
+    16      8     offset of the payload in the sender's stream; 0 without a payload
+    24      8     arrived: up to where the other stream has arrived at the sender
+    32      8     taken: up to where the sender's user has read it
+    40      4     payload length
+    44      4     CRC-32 of the payload
+    48      4     CRC-32 of bytes 0 to 47
 
 virtio-serial never reorders bytes and never repeats them, but a migration or an unclean disconnect may swallow a range.
 So after a bad header or payload the reader looks for the next magic. A torn frame claims up to PAYLOAD_BYTES_MAX bytes of
@@ -29,7 +30,7 @@ from typing import Final
 MAGIC: Final = b"\xf5\x53\x4c\x1a"
 PAYLOAD_BYTES_MAX: Final = 256 << 10
 """What a reader accepts. A sender may keep to less: the padding before a resend is as long as its longest frame."""
-_HEADER: Final = struct.Struct(">4sB3xQQQII")
+_HEADER: Final = struct.Struct(">4sB3xQQQQII")
 _SUM_BYTES: Final = 4
 HEADER_BYTES: Final = _HEADER.size + _SUM_BYTES
 
@@ -40,7 +41,7 @@ class Kind(enum.IntEnum):
     DATA = 2
     ACK = 3
     RESEND = 4
-    """Bytes from there on are missing."""
+    """Bytes from `arrived` on are missing."""
     GONE = 5
     """This epoch is over at the sender, or was never known there."""
 
@@ -53,6 +54,7 @@ class Frame:
     kind: Kind
     epoch: int
     offset: int = 0
+    arrived: int = 0
     taken: int = 0
     payload: bytes = b""
 
@@ -61,6 +63,7 @@ class Frame:
             self.kind,
             self.epoch,
             offset=self.offset,
+            arrived=self.arrived,
             taken=self.taken,
             payload_bytes=len(self.payload),
             payload_crc=zlib.crc32(self.payload),
@@ -69,10 +72,17 @@ class Frame:
 
 
 def header(
-    kind: Kind, epoch: int, *, offset: int = 0, taken: int = 0, payload_bytes: int = 0, payload_crc: int = 0
+    kind: Kind,
+    epoch: int,
+    *,
+    offset: int = 0,
+    arrived: int = 0,
+    taken: int = 0,
+    payload_bytes: int = 0,
+    payload_crc: int = 0,
 ) -> bytes:
     """A frame's header, for payloads that are written from several buffers."""
-    packed = _HEADER.pack(MAGIC, kind, epoch, offset, taken, payload_bytes, payload_crc)
+    packed = _HEADER.pack(MAGIC, kind, epoch, offset, arrived, taken, payload_bytes, payload_crc)
     return packed + zlib.crc32(packed).to_bytes(_SUM_BYTES, "big")
 
 
@@ -111,7 +121,9 @@ class FrameReader:
         """The frame that starts at `place`, if one does, and where to look next."""
         self._awaited_bytes = HEADER_BYTES
         start = memoryview(self._held)[place : place + HEADER_BYTES]
-        magic, number, epoch, offset, taken, length, payload_crc = _HEADER.unpack(start[: _HEADER.size])
+        magic, number, epoch, offset, arrived, taken, length, payload_crc = _HEADER.unpack(
+            start[: _HEADER.size]
+        )
         good = magic == MAGIC and zlib.crc32(start[: _HEADER.size]) == int.from_bytes(
             start[_HEADER.size :], "big"
         )
@@ -127,7 +139,7 @@ class FrameReader:
             payload = bytes(view[place + HEADER_BYTES : end])
         if zlib.crc32(payload) != payload_crc:
             return None, self._skip(place)
-        return Frame(kind, epoch, offset, taken, payload), end
+        return Frame(kind, epoch, offset, arrived, taken, payload), end
 
     def _skip(self, place: int) -> int:
         """Where the next magic is after `place`, or may begin."""

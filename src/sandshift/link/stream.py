@@ -81,17 +81,20 @@ class Sending:
         self.taken = taken
         while self._segments and self._segments[0].offset + self._segments[0].length <= taken:
             self._segments.popleft()
-        self._probing = False
         self._wait_s = RESEND_FIRST_S
         self._resend_at_s = now_s + self._wait_s if self._segments else None
 
     def on_arrived(self, arrived: int) -> None:
-        """The other side has all bytes below `arrived`, and said so in answer to a probe or of its own."""
+        """The other side has all bytes below `arrived`, though it may not have taken them."""
         if self._arrived < arrived <= self._formed:
             self._arrived = arrived
         if self._probing:
             self._probing = False
-            self.rewind()
+            if (
+                self._arrived < self._formed
+            ):  # bytes were lost, and the other side is there: no need for patience
+                self._wait_s = RESEND_FIRST_S
+                self.rewind()
 
     def rewind(self) -> None:
         """Send all that has not arrived once more."""
@@ -234,15 +237,15 @@ class Stream:
         """The other side has ended this epoch: what is ready may still be read, nothing is sent."""
 
     def on_frame(self, frame: Frame, now_s: float) -> None:
+        if frame.kind is Kind.GONE:
+            self.is_gone = True
+            return
+        self.sending.on_arrived(frame.arrived)
         self.sending.on_taken(frame.taken, now_s)
         if frame.kind is Kind.DATA:
             self.receiving.on_data(frame.offset, frame.payload)
-        elif frame.kind is Kind.GONE:
-            self.is_gone = True
-        else:
-            self.sending.on_arrived(frame.offset)
-            if frame.kind is not Kind.ACK:
-                self.sending.rewind()
+        elif frame.kind in (Kind.HELLO, Kind.RESEND):
+            self.sending.rewind()
 
     def on_timer(self, now_s: float) -> None:
         self.sending.on_timer(now_s)
@@ -257,7 +260,7 @@ class Stream:
         if self.is_gone:
             return []
         if (reply := self.receiving.reply_due()) is not None:
-            return [header(reply, self.epoch, offset=self.receiving.arrived, taken=self.receiving.tell())]
+            return [header(reply, self.epoch, arrived=self.receiving.arrived, taken=self.receiving.tell())]
         if (found := self.sending.next_segment(now_s)) is None:
             return []
         before, segment = found
@@ -265,6 +268,7 @@ class Stream:
             Kind.DATA,
             self.epoch,
             offset=segment.offset,
+            arrived=self.receiving.arrived,
             taken=self.receiving.tell(),
             payload_bytes=segment.length,
             payload_crc=segment.crc,
