@@ -50,7 +50,7 @@ class Backend:
 
         Worker threads need multifd, and multifd needs several connections: 10.0 says "Migration requires
         multi-channel URIs (e.g. tcp)", 7.2 fails at once (both measured). 7.2's `compress` would work over one socket
-        but was removed in 9.1, and one mechanism is enough. What is left in every version is xbzrle.
+        but is gone in 10.0, and one mechanism is enough. What is left in every version is xbzrle.
         """
         return cls(name=f"QEMU {version}", memory_digest=shared_memory)
 
