@@ -73,6 +73,36 @@ async def test_pages_that_cross_the_bridge_in_the_clear_are_found_and_scrambled_
 
 
 @needs_root
+async def test_it_ends_at_once_though_packets_keep_coming(tmp_path):
+    async with open_lab(labs_folder=tmp_path / "labs") as lab:
+        loop = asyncio.get_running_loop()
+        with (
+            net.listen_tcp(lab.host_b.namespace, lab.host_b.address) as listener,
+            capturing(lab.switch_namespace, lab.bridge, MARKER) as capture,
+        ):
+            port = listener.getsockname()[1]
+            sender, receiver = await asyncio.gather(
+                net.connect_tcp(lab.host_a.namespace, lab.host_b.address, port, timeout_s=5),
+                net.accept_tcp(listener, timeout_s=5),
+            )
+
+            async def chatter() -> None:
+                while True:
+                    await loop.sock_sendall(sender, b"x")
+                    await loop.sock_recv(receiver, 1)
+                    await asyncio.sleep(0.001)
+
+            talking = asyncio.create_task(chatter())
+            async with asyncio.timeout(2):
+                seen = await asyncio.to_thread(capture.stop)
+            talking.cancel()
+            await asyncio.wait([talking])
+            sender.close()
+            receiver.close()
+    assert seen.packets > 0
+
+
+@needs_root
 def test_a_missing_interface_is_named():
     with pytest.raises(Unavailable, match="cannot capture on nobridge"), capturing("", "nobridge", MARKER):
         pass

@@ -79,7 +79,7 @@ class Capture:
         return Seen(self._packets, self._bytes, self._drops, self._blocks)
 
     def stop(self) -> Seen:
-        """Read what is still waiting, end, and say what was seen. Blocks for about 50 ms; calling twice is harmless."""
+        """Read what is still waiting, end, and say what was seen. Blocks for up to 50 ms; calling twice is harmless."""
         self._stop.set()
         self._thread.join()
         self._sniffer.close()
@@ -88,12 +88,14 @@ class Capture:
     def _read(self) -> None:
         frame = bytearray(_FRAME_BYTES_MAX)
         while True:
+            if self._stop.is_set():
+                self._sniffer.settimeout(0)  # what is waiting still counts; what comes later does not
             try:
                 length = self._sniffer.recv_into(frame)
             except TimeoutError:
-                if self._stop.is_set():
-                    break
                 continue
+            except BlockingIOError:
+                break
             self._packets += 1
             self._bytes += length
             if length > PATTERN_RUN_BYTES:
