@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from sandshift.guest.client import Guest
     from sandshift.image.store import GuestImage
     from sandshift.sandbox.model import NetworkCard, Sandbox
+    from sandshift.sandbox.preflight import DestinationFacts
     from sandshift.sandbox.shape import MachineShape
-    from sandshift.session.preflight import DestinationFacts
     from sandshift.vmm.machine import Vmm
 
 

@@ -1,4 +1,4 @@
-"""What is looked at on this host before anything moves; what it means is decided in `session/preflight.py`."""
+"""What is looked at on this host before anything moves; what it means is decided in `sandbox/preflight.py`."""
 
 from __future__ import annotations
 
