@@ -89,6 +89,7 @@ need() {
         fast) python_environment dev ;;
         bench) python_environment bench ;;
         vm) vm_packages ;;
+        vm-tests) test_packages ;;
         containerd) containerd_packages ;;
         go) go_toolchain ;;
         go-if-there) find_go || say "no Go 1.$GO_MINOR_MIN or newer: the interop tests are skipped (./run setup go installs it)" ;;
@@ -155,6 +156,13 @@ vm_packages() {
     [ -c /dev/net/tun ] || $sudo modprobe tun 2>/dev/null || true
     [ -c /dev/net/tun ] ||
         die "/dev/net/tun is missing and the sandboxes' network cards need it: modprobe tun, or start this container with that device"
+}
+
+# What the tests need beyond the commands: a tiny guest of their own is made with these.
+test_packages() {
+    test_missing=$(missing_packages cpio:cpio /usr/share/doc/busybox-static:busybox-static)
+    # shellcheck disable=SC2086
+    [ -z "$test_missing" ] || install_packages $test_missing
 }
 
 qemu_major() { qemu-system-x86_64 --version 2>/dev/null | sed -n 's/^QEMU emulator version \([0-9]*\).*/\1/p'; }

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import gzip
 import hashlib
+import lzma
 import os
 import shutil
 import subprocess
@@ -119,9 +120,9 @@ def _pack(scratch: Path, to: Path) -> None:
     root = scratch / "root"
     for folder in ("bin", "dev", "proc", "sys", "tmp", "modules"):
         (root / folder).mkdir(parents=True)
-    found = {path.stem: path for path in (scratch / "package/lib/modules").rglob("*.ko")}
+    found = {path.name.split(".")[0]: path for path in scratch.glob("package/**/lib/modules/**/*.ko*")}
     for module in MODULES:
-        shutil.copy(found[module], root / "modules")
+        (root / "modules" / f"{module}.ko").write_bytes(_unpacked(found[module]))
     (root / "modules/order").write_text("\n".join(MODULES))
     shutil.copy(_busybox(), root / "bin/busybox")
     (root / "init").write_text(INIT)
@@ -135,6 +136,16 @@ def _pack(scratch: Path, to: Path) -> None:
         capture_output=True,
     )
     to.write_bytes(gzip.compress(archive.stdout, 1))
+
+
+def _unpacked(module: Path) -> bytes:
+    """Debian 12's modules are plain, Debian 13's are .xz, Ubuntu's .zst."""
+    content = module.read_bytes()
+    if module.suffix == ".xz":
+        return lzma.decompress(content)
+    if module.suffix == ".zst":
+        return subprocess.run(["zstd", "-dc"], input=content, check=True, capture_output=True).stdout
+    return content
 
 
 def _busybox() -> str:
