@@ -33,6 +33,13 @@ def test_a_marker_alone_is_no_block():
     assert count_pattern_blocks(record + bytes(64) + record * 4, MARKER) == 1
 
 
+def test_what_lies_behind_the_end_of_a_frame_is_not_looked_at():
+    """The buffer still holds what the frame before left in it."""
+    page = bytearray(pattern_page(MARKER, 3, 4))
+    assert count_pattern_blocks(page, MARKER, 63) == 0
+    assert count_pattern_blocks(page, MARKER, 64) == 1
+
+
 def test_pages_are_counted_once_each():
     data = b"".join(pattern_page(MARKER, number, 1) for number in range(10))
     assert count_pattern_blocks(data, MARKER) == 10

@@ -49,13 +49,13 @@ class Seen:
     """Places where at least 64 bytes in a row were the writer's pattern; at most one is counted per page's length."""
 
 
-def count_pattern_blocks(data: bytes | bytearray | memoryview, marker: bytes) -> int:
-    """How many pages' worth of the pattern are in `data`: a run of records that are all the same."""
-    whole = bytes(data)
+def count_pattern_blocks(data: bytes | bytearray, marker: bytes, length: int | None = None) -> int:
+    """How many pages' worth of the pattern are in the first `length` bytes of `data`: runs of one record, repeated."""
+    end = len(data) if length is None else length
     found, start = 0, 0
-    while (start := whole.find(marker, start)) >= 0:
-        record = whole[start : start + RECORD.size]
-        if whole.startswith(record * (PATTERN_RUN_BYTES // RECORD.size), start):
+    while (start := data.find(marker, start, end)) >= 0:
+        run = data[start : min(start + PATTERN_RUN_BYTES, end)]
+        if run == run[: RECORD.size] * (PATTERN_RUN_BYTES // RECORD.size):
             found += 1
             start += PAGE_BYTES
         else:
@@ -99,7 +99,7 @@ class Capture:
             self._packets += 1
             self._bytes += length
             if length > PATTERN_RUN_BYTES:
-                self._blocks += count_pattern_blocks(memoryview(frame)[:length], self._marker)
+                self._blocks += count_pattern_blocks(frame, self._marker, length)
         statistics = self._sniffer.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, _STATISTICS.size)
         self._drops += _STATISTICS.unpack(statistics)[1]
 
