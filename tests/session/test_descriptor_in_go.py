@@ -33,7 +33,7 @@ func main() {
 
 pytestmark = [
     pytest.mark.full,
-    pytest.mark.skipif(shutil.which("go") is None, reason="Go is not installed"),
+    pytest.mark.skipif(shutil.which("go") is None, reason="optional: needs Go"),
 ]
 
 

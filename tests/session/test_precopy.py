@@ -137,7 +137,16 @@ def test_from_the_target_on_a_longer_blackout_is_accepted_twice_as_long_each_pas
         None, None, 40, 80, 160, 320, 640, 1000, None, None, None,
     ]  # fmt: skip
     assert decisions[2].rule is Rule.TARGET_PASSES
-    assert decisions[2].said == "pass 3, 3 were aimed at: blackout up to 40 ms accepted"
+    assert decisions[2].said == "pass 3: 3 passes were aimed at: blackout up to 40 ms accepted"
+
+
+def test_two_rules_that_act_at_once_are_both_told():
+    subject = transfer(throttling_from_pass=1, target_passes=1)
+    decision = passes(subject, [1])[0]
+    assert decision.rule is Rule.TARGET_PASSES
+    assert decision.said == (
+        "pass 1: guest CPUs throttled by 99 %; 1 passes were aimed at: blackout up to 40 ms accepted"
+    )
 
 
 def test_at_the_maximum_the_switchover_is_forced():
@@ -145,7 +154,7 @@ def test_at_the_maximum_the_switchover_is_forced():
     decisions = passes(subject, range(1, 7))
     assert decisions[3].tune == Tuning(2_000_000, 0)
     assert decisions[3].rule is Rule.MAXIMUM_PASSES
-    assert decisions[3].said == "pass 4 of at most 4: switchover forced, blackout up to 2000000 ms"
+    assert decisions[3].said == "pass 4: at most 4 passes: switchover forced, blackout up to 2000000 ms"
     assert [d.tune for d in decisions[4:]] == [None, None]
     assert decisions[4].progress.rule == "maximum_passes"
 

@@ -37,6 +37,8 @@ RELAXED_BLACKOUT_MS_MAX: Final = 1_000
 """How long a blackout may become by rule 2, unless the caller's own target is longer."""
 FORCED_BLACKOUT_MS_DEFAULT: Final = 10_000
 """How long a blackout rule 3 accepts where the caller did not ask for it by a maximum of passes."""
+DOUBLINGS_MAX: Final = 21
+"""More than lead from 1 ms to QEMU's largest limit."""
 RATE_WINDOW_S: Final = 1.0
 """Over how long the rate is measured."""
 POLL_S: Final = 0.25
@@ -268,21 +270,29 @@ class Precopy:
 
     def _tuned(self, stats: TransferStats) -> tuple[Rule, str, Tuning]:
         """What QEMU should go by in this pass, and the rule that made it so."""
-        plan, number = self.plan, stats.pass_number
+        plan, number, rule, acts = self.plan, stats.pass_number, Rule.NONE, []
         throttle = self._throttle(stats)
-        rule, said = Rule.THROTTLING, f"pass {number}: guest CPUs throttled by {throttle} %"
-        limit_ms = plan.downtime_limit_ms
-        if number >= plan.maximum_passes:
-            limit_ms = plan.forced_blackout_ms
+        if throttle != self.tuning.throttle_percent:
+            rule = Rule.THROTTLING
+            acts.append(f"guest CPUs throttled by {throttle} %")
+        limit_ms = max(self._limit_ms(number), self.tuning.downtime_limit_ms)
+        if limit_ms != self.tuning.downtime_limit_ms and number >= plan.maximum_passes:
             rule = Rule.MAXIMUM_PASSES
-            said = f"pass {number} of at most {plan.maximum_passes}: switchover forced, blackout up to {limit_ms} ms"
-        elif number >= plan.target_passes:
-            doublings = min(number - plan.target_passes + 1, 32)
-            limit_ms = min(limit_ms << doublings, plan.relaxed_blackout_ms)
-            if limit_ms != self.tuning.downtime_limit_ms:
-                rule = Rule.TARGET_PASSES
-                said = f"pass {number}, {plan.target_passes} were aimed at: blackout up to {limit_ms} ms accepted"
-        return rule, said, Tuning(max(limit_ms, self.tuning.downtime_limit_ms), throttle)
+            acts.append(
+                f"at most {plan.maximum_passes} passes: switchover forced, blackout up to {limit_ms} ms"
+            )
+        elif limit_ms != self.tuning.downtime_limit_ms:
+            rule = Rule.TARGET_PASSES
+            acts.append(f"{plan.target_passes} passes were aimed at: blackout up to {limit_ms} ms accepted")
+        return rule, f"pass {number}: " + "; ".join(acts), Tuning(limit_ms, throttle)
+
+    def _limit_ms(self, number: int) -> int:
+        """How long a blackout is accepted in pass `number`."""
+        plan = self.plan
+        if number >= plan.maximum_passes:
+            return plan.forced_blackout_ms
+        doublings = min(max(number - plan.target_passes + 1, 0), DOUBLINGS_MAX)
+        return max(plan.downtime_limit_ms, min(plan.downtime_limit_ms << doublings, plan.relaxed_blackout_ms))
 
     def _throttle(self, stats: TransferStats) -> int:
         """Percent: the minimum at the first throttled pass, rising in a straight line to the peak at the target."""
