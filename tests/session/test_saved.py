@@ -10,7 +10,7 @@ from sandshift.errors import Damaged, IllegalMove, NoRoom, Rejected, SandshiftEr
 from sandshift.session import saved
 from sandshift.session.ids import SandboxId, SessionId
 from sandshift.session.options import Options
-from sandshift.session.saved import Revision, SavedState
+from sandshift.session.saved import Description, Revision, SavedState
 from sandshift.wire.migration import messages_pb2
 from sandshift.wire.sandshift import state_pb2
 
@@ -211,3 +211,23 @@ def test_head_must_name_the_shims_own_sandbox(raw, message):
     request = messages_pb2.ImportSandboxRequest(sandbox_id_or_config=raw, config=AnyMessage(type_url="x"))
     with pytest.raises(Rejected, match=message):
         saved.read_import(request, own=OWN)
+
+
+def test_a_description_for_a_preflight_holds_neither_session_nor_key():
+    full = state()
+    sent = Description(full.sandbox, full.machine, full.options, full.encrypted, full.exported_at_us)
+    data = saved.describe(sent)
+    assert saved.read_description(data) == sent
+    payload = state_pb2.SavedSandbox.FromString(data)
+    assert (payload.session_id, payload.session_key) == ("", b"")
+
+
+def test_what_is_no_description_is_refused():
+    with pytest.raises(
+        Rejected, match="description cannot be read: give what the source's Preflight answered"
+    ):
+        saved.read_description(b"\xff")
+    with pytest.raises(Rejected, match="description holds a session key"):
+        saved.read_description(state_pb2.SavedState.FromString(saved.encode(state()).value).payload)
+    with pytest.raises(Rejected, match="memory_transport = 0 is not one of"):
+        saved.read_description(b"")

@@ -60,6 +60,17 @@ class SavedState:
 
 
 @dataclass(frozen=True, slots=True)
+class Description:
+    """A sandbox as it would be saved now, for a preflight: nothing in it is secret, nothing has been armed."""
+
+    sandbox: state_pb2.Sandbox
+    machine: state_pb2.MachineShape
+    options: Options
+    encrypted: bool
+    exported_at_us: int
+
+
+@dataclass(frozen=True, slots=True)
 class ImportRequest:
     """An ImportSandboxRequest of either revision."""
 
@@ -121,6 +132,35 @@ def decode(config: AnyMessage, *, expected: SessionId) -> SavedState:
             "both sides of a migration use one session_id"
         )
     return state
+
+
+def describe(description: Description) -> bytes:
+    """What the source's Preflight answers for the destination's: a sandbox as it would be saved, no session, no key."""
+    payload = _described(description)
+    return payload.SerializeToString(deterministic=True)
+
+
+def read_description(data: bytes) -> Description:
+    """What `describe` was given.
+
+    Raises:
+        Rejected: it is no description, or says what this sandshift does not know.
+    """
+    try:
+        payload = state_pb2.SavedSandbox.FromString(data)
+    except DecodeError as error:
+        raise Rejected("description cannot be read: give what the source's Preflight answered") from error
+    if payload.session_key:
+        raise Rejected(
+            "description holds a session key: give what the source's Preflight answered, not a saved state"
+        )
+    return Description(
+        sandbox=payload.sandbox,
+        machine=payload.machine,
+        options=option_rules.parse(payload.options, backend=option_rules.ANY_BACKEND),
+        encrypted=_encrypted(payload),
+        exported_at_us=payload.exported_at.ToMicroseconds(),
+    )
 
 
 def compatibility_data(config: AnyMessage) -> tuple[bytes, ...]:
@@ -189,11 +229,16 @@ _ENCRYPTION: Final = {
 
 
 def _payload(state: SavedState) -> state_pb2.SavedSandbox:
+    payload = _described(state)
+    payload.session_id = state.session_id
+    payload.session_key = state.session_key
+    return payload
+
+
+def _described(state: SavedState | Description) -> state_pb2.SavedSandbox:
     exported_at = Timestamp()
     exported_at.FromMicroseconds(state.exported_at_us)
     return state_pb2.SavedSandbox(
-        session_id=state.session_id,
-        session_key=state.session_key,
         sandbox=state.sandbox,
         machine=state.machine,
         options=option_rules.to_proto(state.options),
@@ -202,14 +247,18 @@ def _payload(state: SavedState) -> state_pb2.SavedSandbox:
     )
 
 
+def _encrypted(payload: state_pb2.SavedSandbox) -> bool:
+    if (encrypted := _ENCRYPTION.get(payload.encryption)) is None:
+        raise Rejected(
+            f"the saved state asks for encryption {payload.encryption}, which this sandshift does not know"
+        )
+    return encrypted
+
+
 def _state(payload: state_pb2.SavedSandbox) -> SavedState:
     if len(payload.session_key) != SESSION_KEY_BYTES:
         raise Damaged(
             f"the saved state's session key has {len(payload.session_key)} bytes, not {SESSION_KEY_BYTES}"
-        )
-    if (encrypted := _ENCRYPTION.get(payload.encryption)) is None:
-        raise Rejected(
-            f"the saved state asks for encryption {payload.encryption}, which this sandshift does not know"
         )
     return SavedState(
         session_id=ids.session_id(payload.session_id),
@@ -217,6 +266,6 @@ def _state(payload: state_pb2.SavedSandbox) -> SavedState:
         sandbox=payload.sandbox,
         machine=payload.machine,
         options=option_rules.parse(payload.options, backend=option_rules.ANY_BACKEND),
-        encrypted=encrypted,
+        encrypted=_encrypted(payload),
         exported_at_us=payload.exported_at.ToMicroseconds(),
     )
