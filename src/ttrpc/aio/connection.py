@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from abc import abstractmethod
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 from ttrpc.aio.waiter import Waiter
 from ttrpc.deadlines import Deadlines
@@ -80,9 +80,9 @@ class Connection(asyncio.BufferedProtocol):
     # asyncio's side.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        transport.set_write_buffer_limits(high=WRITE_BYTES_HIGH)
-        self._transport = transport
+        # uvloop's transports are no subclasses of asyncio's.
+        self._transport = stream = cast("asyncio.Transport", transport)
+        stream.set_write_buffer_limits(high=WRITE_BYTES_HIGH)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         del sizehint
