@@ -61,7 +61,7 @@ CLASSES: Final[Mapping[Code, type[SandshiftError]]] = MappingProxyType(
 )
 """What we understand: all that we send, and what other ttrpc servers may answer."""
 
-UNEXPLAINED: Final = "an internal error: the log of the process that answered has the details"
+UNEXPLAINED: Final = "an internal error"
 
 
 def status_of(error: BaseException) -> tuple[Code, str]:

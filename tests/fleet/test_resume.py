@@ -11,8 +11,10 @@ from sandshift.errors import NotFound
 from sandshift.fleet.driver import migrate
 from sandshift.fleet.resume import migrate_or_resume
 from sandshift.fleet.saga import Outcome
+from sandshift.fleet.views import side_view
 from sandshift.session.statement import Cell
 from sandshift.session.states import Side
+from sandshift.wire.sandshift import shim_pb2
 from tests.fleet.fake_shims import SANDBOX, World
 
 CALLS = [
@@ -180,16 +182,30 @@ async def test_a_move_that_has_ended_is_only_told_again(world: World) -> None:
 async def test_an_old_session_told_again_never_ends_a_sandbox_that_came_back(world: World) -> None:
     await world.run_sandbox()
     await migrate(world.migration())
-    world.transferring.clear()
-    world.transfers.clear()
-    world.shims["a", "s-1"] = world.shims.pop(("b", "s-1"))  # and back, by another session
-    world.shims["a", "s-1"].where = "a"
-    path = world.host("a").config.shim_socket("default", SANDBOX)
-    await world.shim("a").die()
-    del path
+    back = world.shims["a", SANDBOX] = world.shims.pop(("b", SANDBOX))  # by another session
+    await back.die()
+    back.where = "a"
+    world.host("b").config.shim_socket("default", SANDBOX).unlink(missing_ok=True)
+    await world.start(world.host("a"), "default", SANDBOX)
     result = await migrate_or_resume(world.migration())
+    assert result.outcome is Outcome.MOVED
     assert world.runners == ["a"]
-    assert result.outcome in (Outcome.MOVED, Outcome.CRASHED, Outcome.UNDECIDED)
+    assert list(world.shims) == [("a", SANDBOX)]
+
+
+async def test_an_id_that_was_used_the_other_way_is_another_session(world: World) -> None:
+    await world.run_sandbox("b")
+    for where, side, cell in (("b", Side.DESTINATION, Cell.RUNNING), ("a", Side.SOURCE, Cell.GONE)):
+        world.kept[where, "move-1"] = shim_pb2.SessionStatus(
+            session_id="move-1", side=side.value, state="Idle", cell=cell.value
+        )
+    views = [
+        side_view(
+            shim_pb2.StatusResponse(vm_state="running", session=world.kept[where, "move-1"]), "move-1", side
+        )
+        for where, side in (("b", Side.SOURCE), ("a", Side.DESTINATION))
+    ]
+    assert [view.known for view in views] == [False, False]
 
 
 async def test_an_id_that_nobody_knows_is_a_new_move(world: World) -> None:

@@ -15,7 +15,7 @@ from sandshift.fleet.channel import Channel, describe, make_channel
 from sandshift.fleet.host import Host, delete_shim, start_shim
 from sandshift.fleet.request import Migration
 from sandshift.fleet.saga import Call, Step
-from sandshift.fleet.shim_client import Shim, connect, connect_or_revive, said
+from sandshift.fleet.shim_client import Shim, connect, connect_or_revive
 from sandshift.fleet.views import EMPTY_STATES
 from sandshift.session.options import to_proto
 from sandshift.session.states import Side
@@ -91,7 +91,7 @@ class Calls:
             case Call.CLOSE:
                 await self._close_shim(step.side)
             case _:
-                await said(self._plain(step, receipt))
+                await self.shim(step.side).said(self._plain(step, receipt))
 
     def let_go_of_channel(self) -> None:
         """Close the coordinator's ends: the shims have their copies."""
@@ -173,8 +173,8 @@ class Calls:
     async def _export(self) -> None:
         request = messages_pb2.PrepareAndExportSandboxRequest(session_id=self._migration.session_id)
         self._set_options(request)
-        client = self.shim(Side.SOURCE).migration
-        answer = await said(client.prepare_and_export_sandbox(request, timeout_s=BOUNDS_S[Call.EXPORT]))
+        shim, bound_s = self.shim(Side.SOURCE), BOUNDS_S[Call.EXPORT]
+        answer = await shim.said(shim.migration.prepare_and_export_sandbox(request, timeout_s=bound_s))
         self._config = answer.config
 
     async def _open_destination(self) -> None:
@@ -188,7 +188,8 @@ class Calls:
             sandbox_id=sandbox_id, annotations={DESTINATION_ANNOTATION: "true"}
         )
         try:
-            await said(self.shim(Side.DESTINATION).sandbox.create_sandbox(request, timeout_s=CREATE_S))
+            shim = self.shim(Side.DESTINATION)
+            await shim.said(shim.sandbox.create_sandbox(request, timeout_s=CREATE_S))
         except (AlreadyThere, IllegalMove):
             raise  # somebody was faster with the same id: it is not ours to end
         except SandshiftError:
@@ -208,7 +209,7 @@ class Calls:
             )
         request = sandbox_pb2.ShutdownSandboxRequest(sandbox_id=self._migration.sandbox_id)
         with contextlib.suppress(Unavailable):
-            await said(shim.sandbox.shutdown_sandbox(request, timeout_s=BOUNDS_S[Call.CLOSE]))
+            await shim.said(shim.sandbox.shutdown_sandbox(request, timeout_s=BOUNDS_S[Call.CLOSE]))
         await shim.close()
         del self._shims[side]
         await delete_shim(shim.host, shim.namespace, shim.sandbox_id)

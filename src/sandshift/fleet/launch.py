@@ -13,7 +13,7 @@ import ttrpc
 from sandshift.errors import AlreadyThere, IllegalMove, NotFound, SandshiftError, Unavailable
 from sandshift.fleet.calls import refuse_if_taken
 from sandshift.fleet.host import NAMESPACE_DEFAULT, Host, delete_shim, start_shim
-from sandshift.fleet.shim_client import Shim, connect, said
+from sandshift.fleet.shim_client import Shim, connect
 from sandshift.status import from_status
 from sandshift.wire.containerd import sandbox_pb2
 from sandshift.wire.sandshift import shim_pb2, state_pb2
@@ -100,9 +100,9 @@ async def _create_and_start(shim: Shim, wish: Wish) -> None:
     options = AnyMessage()
     options.Pack(wish.options())
     create = sandbox_pb2.CreateSandboxRequest(sandbox_id=wish.sandbox_id, options=options)
-    await said(shim.sandbox.create_sandbox(create, timeout_s=CREATE_S))
+    await shim.said(shim.sandbox.create_sandbox(create, timeout_s=CREATE_S))
     start = sandbox_pb2.StartSandboxRequest(sandbox_id=wish.sandbox_id)
-    await said(shim.sandbox.start_sandbox(start, timeout_s=START_S))
+    await shim.said(shim.sandbox.start_sandbox(start, timeout_s=START_S))
 
 
 async def run_process(
@@ -117,7 +117,7 @@ async def run_process(
     request = shim_pb2.RunProcessRequest(
         process_id=process_id, args=arguments, env=dict(environment or {}), cwd=cwd
     )
-    return (await said(shim.shim.run_process(request, timeout_s=PROCESS_S))).pid
+    return (await shim.said(shim.shim.run_process(request, timeout_s=PROCESS_S))).pid
 
 
 async def logs(
@@ -151,7 +151,7 @@ async def stop(host: Host, namespace: str, sandbox_id: str, *, grace_s: int = ST
         await _refuse_if_it_moves(shim)
         with contextlib.suppress(NotFound):  # created, and never started
             request = sandbox_pb2.StopSandboxRequest(sandbox_id=sandbox_id, timeout_secs=grace_s)
-            await said(shim.sandbox.stop_sandbox(request, timeout_s=grace_s + STOP_MARGIN_S))
+            await shim.said(shim.sandbox.stop_sandbox(request, timeout_s=grace_s + STOP_MARGIN_S))
     except BaseException:
         await shim.close()
         raise
@@ -171,6 +171,6 @@ async def _remove(shim: Shim) -> None:
     """End the shim and remove what it leaves on its host. One that ends before it answers has ended too."""
     request = sandbox_pb2.ShutdownSandboxRequest(sandbox_id=shim.sandbox_id)
     with contextlib.suppress(SandshiftError):
-        await said(shim.sandbox.shutdown_sandbox(request, timeout_s=SHUTDOWN_S))
+        await shim.said(shim.sandbox.shutdown_sandbox(request, timeout_s=SHUTDOWN_S))
     await shim.close()
     await delete_shim(shim.host, shim.namespace, shim.sandbox_id)

@@ -13,7 +13,7 @@ from typing import Final
 from sandshift.errors import AlreadyThere, Blocker, SandshiftError
 from sandshift.fleet.channel import make_channel
 from sandshift.fleet.request import Migration
-from sandshift.fleet.shim_client import connect, said
+from sandshift.fleet.shim_client import connect
 from sandshift.fleet.visitor import visitor
 from sandshift.session.options import to_proto
 from sandshift.session.states import Side
@@ -72,14 +72,14 @@ async def preflight(migration: Migration) -> Check:
         request.init_options.CopyFrom(to_proto(migration.options))
     source = await connect(migration.source, migration.namespace, migration.sandbox_id)
     async with contextlib.aclosing(source):
-        answer = await said(source.shim.preflight(request, timeout_s=PREFLIGHT_S))
+        answer = await source.said(source.shim.preflight(request, timeout_s=PREFLIGHT_S))
     found += _blockers(Side.SOURCE, answer)
     warnings = list(answer.warnings)
     request.description = answer.description
     try:
         place = (migration.destination, migration.namespace, migration.sandbox_id)
         async with visitor(*place) as destination:
-            answer = await said(destination.shim.preflight(request, timeout_s=PREFLIGHT_S))
+            answer = await destination.said(destination.shim.preflight(request, timeout_s=PREFLIGHT_S))
             found += _blockers(Side.DESTINATION, answer)
             warnings += answer.warnings
     except SandshiftError as error:

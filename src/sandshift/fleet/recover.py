@@ -159,4 +159,4 @@ async def look(migration: Migration, calls: Calls, side: Side) -> SideView:
             status = await calls.shim(side).status(migration.session_id)
     except (SandshiftError, OSError):
         return SILENT
-    return side_view(status, migration.session_id)
+    return side_view(status, migration.session_id, side)

@@ -8,7 +8,7 @@ from typing import Final
 
 from sandshift.errors import NotFound, Unavailable
 from sandshift.fleet.host import Host
-from sandshift.fleet.shim_client import Shim, connect, said
+from sandshift.fleet.shim_client import Shim, connect
 from sandshift.fleet.visitor import visitor
 from sandshift.wire.sandshift import shim_pb2
 
@@ -34,7 +34,7 @@ async def fetch_report(host: Host, namespace: str, session_id: str) -> bytes:
 async def _ask(shim: Shim, session_id: str) -> bytes:
     request = shim_pb2.ReportRequest(session_id=session_id)
     try:
-        return (await said(shim.shim.report(request, timeout_s=REPORT_S))).report
+        return (await shim.said(shim.shim.report(request, timeout_s=REPORT_S))).report
     except NotFound as error:
         raise NotFound(
             f"host {shim.host.name} has no report of session {session_id!r}; ask the other host of that move, or look"

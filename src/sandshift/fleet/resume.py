@@ -36,8 +36,11 @@ async def migrate_or_resume(
         views = await _look(migration, calls)
         done = joinable(views, destination_open=was_there[Side.DESTINATION])
         if views.known and done is None:
-            return await uninterrupted(_recover(migration, calls))
-        await _send_visitors_home(calls, was_there, joining=bool(done))
+            result = await uninterrupted(_recover(migration, calls))
+            await _send_visitors_home(calls, was_there)
+            return result
+        if not done:
+            await _send_visitors_home(calls, was_there)
     finally:
         await calls.close()
     if not views.known and not was_there[Side.SOURCE]:
@@ -52,10 +55,10 @@ async def _look(migration: Migration, calls: Calls) -> Views:
     return Views(await look(migration, calls, Side.SOURCE), await look(migration, calls, Side.DESTINATION))
 
 
-async def _send_visitors_home(calls: Calls, was_there: dict[Side, bool], *, joining: bool) -> None:
+async def _send_visitors_home(calls: Calls, was_there: dict[Side, bool]) -> None:
     """End the shims that were only started to be asked."""
     for side, step in ((Side.SOURCE, steps.SOURCE_CLOSE), (Side.DESTINATION, steps.DESTINATION_CLOSE)):
-        if not was_there[side] and not joining:
+        if not was_there[side]:
             try:
                 await calls.make(step)
             except SandshiftError:

@@ -7,7 +7,7 @@ from typing import Final
 
 from sandshift.errors import Rejected, SandshiftError
 from sandshift.fleet.host import Host, start_shim
-from sandshift.fleet.shim_client import Shim, connect, said
+from sandshift.fleet.shim_client import Shim, connect
 from sandshift.session.statement import Cell
 from sandshift.session.states import Side
 from sandshift.wire.sandshift import shim_pb2
@@ -117,7 +117,7 @@ async def force_resume(shim: Shim, session_id: str, expected: Cell) -> None:
         expected_cell=shim_pb2.ForceResumeRequest(expected_cell=expected.value).expected_cell,  # type: ignore[arg-type]
         confirm=session_id,
     )
-    await said(shim.shim.force_resume(request, timeout_s=FORCE_S))
+    await shim.said(shim.shim.force_resume(request, timeout_s=FORCE_S))
 
 
 async def forceable(shim: Shim, session_id: str) -> Cell:

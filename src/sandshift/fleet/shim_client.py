@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable
 from typing import Final, TypeVar
 
 import ttrpc
-from sandshift.errors import IllegalMove, NotFound, Unavailable
+from sandshift.errors import Defect, IllegalMove, NotFound, SandshiftError, Unavailable
 from sandshift.fleet.host import Host, start_shim
 from sandshift.status import from_status
 from sandshift.wire.containerd.sandbox_ttrpc import SandboxClient
@@ -22,16 +22,8 @@ STATUS_S: Final = 5.0
 T = TypeVar("T")
 
 
-async def said(answer: Awaitable[T]) -> T:
-    """What the shim answered; a status becomes an error of `sandshift.errors`."""
-    try:
-        return await answer
-    except ttrpc.StatusError as error:
-        raise from_status(error) from error
-
-
 class Shim:
-    """One shim. `migration`, `sandbox` and `shim` are its services; use `said` around their calls."""
+    """One shim. `migration`, `sandbox` and `shim` are its services; `said` goes around their calls."""
 
     def __init__(self, client: ttrpc.Client, host: Host, namespace: str, sandbox_id: str) -> None:
         self.host = host
@@ -42,10 +34,27 @@ class Shim:
         self.sandbox = SandboxClient(client)
         self.shim = ShimClient(client)
 
+    async def said(self, answer: Awaitable[T]) -> T:
+        """What the shim answered; a status becomes an error of `sandshift.errors`."""
+        try:
+            return await answer
+        except ttrpc.StatusError as error:
+            raise self._error_of(error) from error
+
+    def _error_of(self, status: ttrpc.StatusError) -> SandshiftError:
+        error = from_status(status)
+        if isinstance(error, Defect):
+            log = self.host.config.sandbox_run_dir(self.namespace, self.sandbox_id) / "shim.log"
+            return Defect(
+                f"the shim of sandbox {self.sandbox_id} on host {self.host.name} met what nobody foresaw"
+                f" ({error.message}): see {log}"
+            )
+        return error
+
     async def status(self, session_id: str = "") -> shim_pb2.StatusResponse:
         """The sandbox, its VM and its session. With an ended session's id: that one's last statement."""
         request = shim_pb2.StatusRequest(session_id=session_id)
-        return await said(self.shim.status(request, timeout_s=STATUS_S))
+        return await self.said(self.shim.status(request, timeout_s=STATUS_S))
 
     async def notifications(self, session_id: str) -> AsyncIterator[messages_pb2.NotificationsResponse]:
         """The record of the session and all that follows, until its Cleanup."""
@@ -54,7 +63,7 @@ class Shim:
             async for response in stream:
                 yield response
         except ttrpc.StatusError as error:
-            raise from_status(error) from error
+            raise self._error_of(error) from error
 
     async def close(self) -> None:
         """Let go of the connection. Calls that are under way go on in the shim."""

@@ -21,6 +21,12 @@ HAS_SOCKET: Final = frozenset({State.SOCKET_READY, State.TRANSFERRING, State.TRA
 _STATES: Final = {state.value: state for state in State}
 _CELLS: Final = {cell.value: cell for cell in Cell}
 _ACTIONS: Final = {action.word: action for action in Action}
+_ENDED_BY: Final = {
+    Cell.KEPT: Action.RESUME,
+    Cell.GONE: Action.STOP,
+    Cell.RUNNING: Action.RESUME,
+    Cell.REFUSED: Action.STOP,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,19 +86,29 @@ class Views:
         return None
 
 
-def side_view(status: shim_pb2.StatusResponse, session_id: str) -> SideView:
-    """A status as the rules need it. A state or cell that this program does not know counts as not said."""
+def side_view(status: shim_pb2.StatusResponse, session_id: str, side: Side) -> SideView:
+    """A status as the rules need it. A state or cell that this program does not know counts as not said.
+
+    What the host was on the other side of (an id may be used again, the other way) is another session.
+    """
     session, alive = status.session, status.vm_state not in EMPTY_STATES
-    if session.session_id != session_id:
+    if session.session_id != session_id or session.side != side.value:
         return SideView(vm_alive=alive)
+    cell = _CELLS.get(session.cell)
+    state = _STATES.get(session.state, State.IDLE) if session.active else State.IDLE
     return SideView(
         known=True,
-        state=_STATES.get(session.state, State.IDLE) if session.active else State.IDLE,
-        cell=_CELLS.get(session.cell),
+        state=state,
+        cell=cell,
         receipt=session.receipt,
-        action=_ACTIONS.get(session.action),
+        action=_ACTIONS.get(session.action) or _action_of(cell, state),
         vm_alive=alive,
     )
+
+
+def _action_of(cell: Cell | None, state: State) -> Action | None:
+    """What an ended session was finalized with: its last cell says so, where only its last statement is left."""
+    return _ENDED_BY.get(cell) if cell and state is State.IDLE else None
 
 
 def as_recovery_view(side: Side, views: Views) -> recovery.View | None:

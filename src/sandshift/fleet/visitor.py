@@ -9,7 +9,7 @@ from typing import Final
 from sandshift.errors import SandshiftError
 from sandshift.fleet.calls import refuse_if_taken
 from sandshift.fleet.host import Host, delete_shim, start_shim
-from sandshift.fleet.shim_client import Shim, connect, said
+from sandshift.fleet.shim_client import Shim, connect
 from sandshift.wire.containerd import sandbox_pb2
 
 SHUTDOWN_S: Final = 20.0
@@ -32,6 +32,6 @@ async def visitor(host: Host, namespace: str, sandbox_id: str) -> AsyncIterator[
             finally:
                 request = sandbox_pb2.ShutdownSandboxRequest(sandbox_id=sandbox_id)
                 with contextlib.suppress(SandshiftError):
-                    await said(shim.sandbox.shutdown_sandbox(request, timeout_s=SHUTDOWN_S))
+                    await shim.said(shim.sandbox.shutdown_sandbox(request, timeout_s=SHUTDOWN_S))
     finally:
         await delete_shim(host, namespace, sandbox_id)
