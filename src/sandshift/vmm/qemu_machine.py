@@ -7,6 +7,7 @@ import contextlib
 import os
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -47,6 +48,7 @@ KEPT_CHANNEL_NAME: Final = "kept-channel"
 TEMPLATE_NAME: Final = "template"
 
 CANCEL_S: Final = 10.0
+HANDSHAKE_LOOK_S: Final = 0.25
 TEMPLATE_S: Final = 120.0
 """For writing or reading a whole guest: a slow disk and 8 GiB."""
 LAST_WORDS_S: Final = 1.0
@@ -80,6 +82,11 @@ class QemuMachine:
         self._detached = False
         self._channel: Channel | None = None
         """Held while a transfer goes on, to end it for the peer too if our VM process fails."""
+        self._receiving = MigrationStatus.NONE
+        """The last that QEMU said of a transfer in."""
+        self._task_handshake: asyncio.Task[None] | None = None
+        self._never_began = False
+        """A transfer in ended before QEMU took it up, of which QEMU says nothing."""
         self._credentials_made = 0
         self._folder_fd = os.open(spec.run_dir, os.O_PATH | os.O_DIRECTORY)
         # Tells everybody of the end of the process. Its exceptions are all handled inside.
@@ -204,6 +211,10 @@ class QemuMachine:
             await self._arm(transfer.capabilities_in(), {}, security, sending=False)
             await self._give_channel(channel_fd)
             await self._do("receive a guest", "migrate-incoming", self._from_channel(CHANNEL_NAME))
+            # Ends with the handshake, or with us. Its exceptions are all handled inside.
+            self._task_handshake = asyncio.create_task(
+                self._watch_handshake(), name=f"vm tls {self._spec.name}"
+            )
         except BaseException:
             await self._forget_channel()
             psk.remove_keys(self._keys_folder)
@@ -237,6 +248,8 @@ class QemuMachine:
             if not (info.status is MigrationStatus.COMPLETED and unfilled):
                 break
             await asyncio.sleep(TOTALS_WAIT_S)
+        if self._never_began and info.status in (MigrationStatus.NONE, MigrationStatus.SETUP):
+            info = replace(info, status=MigrationStatus.FAILED)
         return self._with_reason(info)
 
     async def keep_channel(self, channel_fd: int) -> None:
@@ -357,6 +370,7 @@ class QemuMachine:
         self._channel = Channel(channel_fd)
         try:
             await self._connection.pass_fd(CHANNEL_NAME, channel_fd)
+            self._channel.never_block()
         except QmpRefused as error:
             raise IllegalMove(
                 f"sandbox {self._spec.name}: QEMU refused the channel: {error.reason}"
@@ -417,12 +431,26 @@ class QemuMachine:
         self._fanout.emit(event)
 
     def _on_migration(self, status: MigrationStatus) -> None:
+        if self._incoming:
+            self._receiving = status
         if self._incoming and status is not MigrationStatus.SETUP:
             psk.remove_keys(self._keys_folder)  # The handshake is over.
         if transfer.has_ended(status):
             self._end_channel(whole=status is MigrationStatus.COMPLETED)
         if status is MigrationStatus.COMPLETED:
             self._incoming = False
+
+    async def _watch_handshake(self) -> None:
+        """A receiving QEMU whose handshake failed prints that and closes the socket; its status stays `setup`."""
+        while self._channel is not None and self._receiving in (MigrationStatus.NONE, MigrationStatus.SETUP):
+            await asyncio.sleep(HANDSHAKE_LOOK_S)
+            if self._channel is None or self._channel.held_by(self.pid):
+                continue
+            with contextlib.suppress(SandshiftError):
+                if (await self.migration_info()).status is MigrationStatus.SETUP:
+                    self._never_began = True
+                    failed = {"status": MigrationStatus.FAILED.value}
+                    self._on_event(MachineEvent("MIGRATION", failed, time.time_ns() // 1000))
 
     async def _watch_end(self) -> None:
         await self._process.ended.wait()
@@ -435,6 +463,8 @@ class QemuMachine:
         self._fanout.finish(MachineEvent(name="DEAD", data=data, at_us=time.time_ns() // 1000))
 
     async def _let_go(self) -> None:
+        if self._task_handshake is not None:
+            self._task_handshake.cancel()
         self._end_channel(whole=True)
         if self._qmp is not None:
             await self._qmp.close()
