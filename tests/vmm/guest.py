@@ -121,9 +121,10 @@ def _pack(scratch: Path, to: Path) -> None:
     for folder in ("bin", "dev", "proc", "sys", "tmp", "modules"):
         (root / folder).mkdir(parents=True)
     found = {path.name.split(".")[0]: path for path in scratch.glob("package/**/lib/modules/**/*.ko*")}
-    for module in MODULES:
+    order = [module for module in MODULES if module in found]  # newer kernels have some of them built in
+    for module in order:
         (root / "modules" / f"{module}.ko").write_bytes(_unpacked(found[module]))
-    (root / "modules/order").write_text("\n".join(MODULES))
+    (root / "modules/order").write_text("\n".join(order))
     shutil.copy(_busybox(), root / "bin/busybox")
     (root / "init").write_text(INIT)
     (root / "init").chmod(0o755)
