@@ -185,6 +185,19 @@ def test_links_between_the_documents_lead_somewhere() -> None:
     assert broken == []
 
 
+def test_the_documents_index_lists_every_page() -> None:
+    pages = {name.removeprefix("docs/") for name in tracked() if re.fullmatch(r"docs/(?!adr/).+\.md", name)}
+    index = text_of("docs/README.md")
+    assert sorted(page for page in pages - {"README.md"} if f"]({page})" not in index) == []
+
+
+def test_the_decisions_index_lists_every_decision() -> None:
+    index = text_of("docs/adr/README.md")
+    decisions = [Path(name).name for name in tracked() if re.fullmatch(r"docs/adr/\d{4}-.+\.md", name)]
+    assert decisions != []
+    assert [name for name in decisions if f"]({name})" not in index] == []
+
+
 @pytest.mark.parametrize("name", ["run", ".ci/run", "scripts/generate"])
 def test_scripts_are_executable_and_parse(name: str) -> None:
     path = ROOT / name
