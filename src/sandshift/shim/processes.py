@@ -58,6 +58,10 @@ class Processes:
         self._guest: Guest | None = None
         self._all: dict[str, FollowedProcess] = {}
 
+    @property
+    def followed(self) -> bool:
+        return self._guest is not None
+
     def all(self) -> list[FollowedProcess]:
         return list(self._all.values())
 

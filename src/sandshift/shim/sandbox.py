@@ -67,6 +67,8 @@ class LiveSandbox:
         self.model = Sandbox(sandbox_id=sandbox_id)
         self.wish = Wish()
         self.spec: MachineSpec | None = None
+        self.shape: MachineShape | None = None
+        """Of the VM that a former shim left, until it is found."""
         self.machine: Machine | None = None
         self.guest: Guest | None = None
         self.processes = Processes(places.output_dir)
@@ -81,7 +83,7 @@ class LiveSandbox:
         """A session is about to end the VM: its death is no crash."""
         self.on_vm_death: Callable[[], Awaitable[None]] | None = None
         """A session's, while one is open: then the protocol says what a dead VM means."""
-        self._booter = Booter(places, parts)
+        self.booter = Booter(places, parts)
         self._task_watch: asyncio.Task[None] | None = None
 
     # Creation and start
@@ -105,7 +107,7 @@ class LiveSandbox:
             raise IllegalMove(
                 f"sandbox {self.sandbox_id} is {self.life.value}: create it before it is started"
             )
-        boot = await self._booter.prepare(self.wish, self.model, template=self.config.vm.template)
+        boot = await self.booter.prepare(self.wish, self.model, template=self.config.vm.template)
         self.spec, self.started_from = boot.spec, "cold" if boot.template is None else "template"
         try:
             self.machine = await self._start_machine(boot)
@@ -120,7 +122,7 @@ class LiveSandbox:
         self.life = Life.READY
         self.created_at_ns = time.time_ns()
         self.processes.follow(self.guest)
-        self._watch()
+        self.watch()
         await self._save()
 
     async def _start_machine(self, boot: Boot) -> Machine:
@@ -130,7 +132,7 @@ class LiveSandbox:
                 return await self.parts.vmm.start_from_template(boot.spec, boot.template)
             except Damaged as error:
                 log.warning("template %s is dropped: %s", boot.template, error)
-                self._booter.template_is_bad(boot)
+                self.booter.template_is_bad(boot)
                 self.started_from = "cold"
         return await self.parts.vmm.start(boot.spec)
 
@@ -149,7 +151,7 @@ class LiveSandbox:
     async def prepare_incoming(self, model: Sandbox, shape: MachineShape) -> Machine:
         """Make the stopped VM that waits for the memory, and be connected to its agent before it runs."""
         self.processes.forget_output()
-        boot = await self._booter.prepare_incoming(model, shape)
+        boot = await self.booter.prepare_incoming(model, shape)
         self.spec = boot.spec
         try:
             self.machine = await self.parts.vmm.start_incoming(boot.spec)
@@ -160,7 +162,7 @@ class LiveSandbox:
             await self._tear_down()
             raise
         self.model = model
-        self._watch()
+        self.watch()
         await self._save()
         return self.machine
 
@@ -225,11 +227,11 @@ class LiveSandbox:
             await self.machine.destroy()
             self.machine = None
         if self.spec is not None:
-            await self._booter.release(self.spec)
+            await self.booter.release(self.spec)
             self.spec = None
         self.end_expected = False
 
-    def _watch(self) -> None:
+    def watch(self) -> None:
         assert self.machine is not None
         self._task_watch = asyncio.create_task(self._watch_machine(self.machine), name="watch the VM")
 

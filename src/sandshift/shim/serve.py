@@ -20,13 +20,16 @@ from sandshift.shim.delete import started_ticks_of
 from sandshift.shim.durable import make_folder, write_atomically
 from sandshift.shim.migration.desk import Desk
 from sandshift.shim.migration.opening import Opening
+from sandshift.shim.migration.restoring import restore_session
 from sandshift.shim.migration.service import MigrationService
 from sandshift.shim.parts import Parts
 from sandshift.shim.places import Places
+from sandshift.shim.restore import follow_again, restore_sandbox
 from sandshift.shim.sandbox import LiveSandbox
 from sandshift.shim.sandbox_service import SandboxService
 from sandshift.shim.shim_service import ShimService
 from sandshift.status import to_status
+from sandshift.vmm.machine import RunState
 from sandshift.wire.migration import messages_pb2
 
 log = logging.getLogger("sandshift.shim")
@@ -80,11 +83,23 @@ class ShimServer:
         self.server.register(SandboxService(self.sandbox, self.desk, self.shut_down.set))
         self.server.register(ShimService(self.sandbox, self.desk, os.getpid()))
 
+    async def restore(self) -> None:
+        """Go on with what an earlier shim of this sandbox left; callers wait in the socket's queue meanwhile."""
+        if not await restore_sandbox(self.sandbox):
+            return
+        active = await restore_session(self.sandbox)
+        if active is not None:
+            self.desk.take_up(active)
+        machine = self.sandbox.machine
+        if machine is not None and await machine.run_state() is RunState.RUNNING:
+            await follow_again(self.sandbox)
+
     async def run(self, listener: socket.socket) -> None:
         """Serve until ShutdownSandbox or a signal."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.shut_down.set)
+        await self.restore()
         serving = asyncio.create_task(self.server.serve(listener), name="serve")
         await self.shut_down.wait()
         await self.server.shutdown(grace_s=DRAIN_S)

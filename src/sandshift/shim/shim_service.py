@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Final
 from sandshift.errors import NotFound, Rejected
 from sandshift.sandbox import codec
 from sandshift.session.ids import container_id, shown
+from sandshift.session.statement import Cell
+from sandshift.shim.migration.checks import preflight_destination, preflight_source
 from sandshift.shim.migration.views import session_report, session_status
 from sandshift.shim.output import STREAMS
 from sandshift.shim.sandbox import Life, LiveSandbox
@@ -76,7 +78,9 @@ class ShimService(shim_ttrpc.ShimService):
     async def preflight(
         self, request: shim_pb2.PreflightRequest, context: ttrpc.CallContext
     ) -> shim_pb2.PreflightResponse:
-        return await self._desk.preflight(request)
+        if request.description:
+            return await preflight_destination(self._sandbox, request)
+        return await preflight_source(self._sandbox, request)
 
     async def run_process(
         self, request: shim_pb2.RunProcessRequest, context: ttrpc.CallContext
@@ -120,5 +124,15 @@ class ShimService(shim_ttrpc.ShimService):
     async def force_resume(
         self, request: shim_pb2.ForceResumeRequest, context: ttrpc.CallContext
     ) -> shim_pb2.ForceResumeResponse:
-        await self._desk.force_resume(request)
+        if request.confirm != request.session_id:
+            raise Rejected(
+                "confirm does not repeat session_id: force-resume can make two running copies of the guest"
+            )
+        try:
+            expected = Cell(request.expected_cell)
+        except ValueError:
+            raise Rejected(
+                f"expected_cell = {request.expected_cell}: give the cell that you saw, see 'sandshift session show'"
+            ) from None
+        await self._desk.force_resume(request.session_id, expected)
         return shim_pb2.ForceResumeResponse()

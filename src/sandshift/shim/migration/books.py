@@ -10,6 +10,7 @@ STATE_DIR/reports/NAME.json       report
 from __future__ import annotations
 
 import logging
+import struct
 from pathlib import Path
 from typing import Final
 
@@ -35,6 +36,13 @@ from sandshift.shim.places import Places
 
 log = logging.getLogger(__name__)
 
+CHANNEL_NOTE: Final = "channel"
+"""SO_COOKIE of the channel."""
+STOPPED_NOTE: Final = "stopped"
+"""When the guest stopped on the source, microseconds since the epoch."""
+HEAD_NOTE: Final = "head"
+"""A call of revision head was seen: the session ends with Cleanup."""
+NUMBER: Final = struct.Struct(">Q")
 STATEMENT_KEPT_S: Final = 30 * 24 * 3600.0
 REPORTS_KEPT_MAX: Final = 1000
 
@@ -121,8 +129,12 @@ class Books:
     async def note(self, name: str, value: bytes) -> None:
         await self._append(Noted(name, value))
 
-    async def streams_at(self, offsets: dict[tuple[str, int], int]) -> None:
-        """Not synced: it lies in the blackout, and is used only where this host's page cache has survived."""
+    def note_soon(self, name: str, value: bytes) -> None:
+        """As `note`, without waiting for the disk: it survives the shim, not necessarily the host."""
+        self._append_soon(Noted(name, value))
+
+    def streams_at(self, offsets: dict[tuple[str, int], int]) -> None:
+        """Up to where each stream was delivered when the guest stopped. Survives the shim, not necessarily the host."""
         self._append_soon(
             StreamsAt(tuple((process, stream, at) for (process, stream), at in offsets.items()))
         )
@@ -140,8 +152,7 @@ class Books:
     async def _append(self, *added: JournalRecord) -> None:
         if self._spoilt:
             await self._reread()
-        if self._journal.wants_compaction:
-            await self._compact()
+        self._compact_if_due()
         data = self._journal.append(*added)
         try:
             await self._disk.run(lambda: self._file.append(data))
@@ -152,6 +163,7 @@ class Books:
     def _append_soon(self, added: JournalRecord) -> None:
         if self._spoilt:
             return
+        self._compact_if_due()
         data = self._journal.append(added)
         self._disk.soon(lambda: self._file.append(data, sync=False), self._spoil)
 
@@ -169,15 +181,17 @@ class Books:
         self._journal = await self._disk.run(read)
         self._spoilt = False
 
-    async def _compact(self) -> None:
-        data = self._journal.compacted()
+    def _compact_if_due(self) -> None:
+        """Everything after this call is appended to the new file: the disk's thread keeps the order."""
+        if self._journal.wants_compaction:
+            data = self._journal.compacted()
+            self._disk.soon(lambda: self._replace_file(data), self._spoil)
 
-        def replace() -> AppendOnlyFile:
-            write_atomically(self._places.journal_file, data)
-            return AppendOnlyFile(self._places.journal_file)
-
-        self._file.close()
-        self._file = await self._disk.run(replace)
+    def _replace_file(self, data: bytes) -> None:
+        """On the disk's thread, which alone uses `_file`: no append can meet the closed descriptor."""
+        write_atomically(self._places.journal_file, data)
+        old, self._file = self._file, AppendOnlyFile(self._places.journal_file)
+        old.close()
 
     async def keep_statement(self, signed: bytes) -> None:
         """Keep the last statement on this host; those older than 30 days go."""

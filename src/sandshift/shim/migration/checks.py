@@ -2,43 +2,118 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
-from sandshift.errors import Blocker
+from google.protobuf.message import DecodeError
+
+from sandshift.errors import Blocker, Rejected, SandshiftError
+from sandshift.sandbox import codec, preflight
+from sandshift.session import options as option_rules
+from sandshift.session.options import Backend, Options
 from sandshift.shim.sandbox import Life
 from sandshift.vmm.machine import RunState
+from sandshift.wire.sandshift import shim_pb2, state_pb2
 
 if TYPE_CHECKING:
-    from sandshift.shim.migration.destination import Destination
+    from sandshift.sandbox.model import Sandbox
+    from sandshift.sandbox.shape import MachineShape
     from sandshift.shim.sandbox import LiveSandbox
 
 
 async def source_blockers(sandbox: LiveSandbox) -> list[Blocker]:
-    if sandbox.life is not Life.READY or sandbox.machine is None or not sandbox.machine.alive:
+    """Everything that the source can know to stand in the way of a move. Looks only."""
+    machine, spec = sandbox.machine, sandbox.spec
+    if sandbox.life is not Life.READY or machine is None or spec is None or not machine.alive:
         return [
             Blocker(
                 "sandbox.state", f"it is {sandbox.life.value}", "start it first: only a running sandbox moves"
             )
         ]
-    state = await sandbox.machine.run_state()
-    if state is not RunState.RUNNING:
-        return [
+    found = []
+    if (state := await machine.run_state()) is not RunState.RUNNING:
+        found.append(
             Blocker(
                 "sandbox.state", f"its VM is {state.value}", "resume it first: only a running sandbox moves"
             )
-        ]
-    if sandbox.model.may_migrate is False:
-        return [
-            Blocker(
-                "sandbox.annotations",
-                "io.microsoft.migration.support-enabled is false",
-                "create it without, or with true",
-            )
-        ]
-    return []
+        )
+    return found + preflight.source_blockers(sandbox.model, spec.shape)
 
 
 async def destination_blockers(
-    sandbox: LiveSandbox, destination: Destination
+    sandbox: LiveSandbox, model: Sandbox, shape: MachineShape, *, exported_at_us: int, encrypted: bool
 ) -> tuple[list[Blocker], list[str]]:
-    return [], []
+    """Everything that only this host can know, and warnings."""
+    facts = await sandbox.parts.machines.facts(shape)
+    found = preflight.destination_blockers(model, shape, facts)
+    if not encrypted and sandbox.config.migration.encryption != "off":
+        found.append(
+            Blocker(
+                "migration.encryption",
+                "the source sends in the clear and this host demands TLS-PSK",
+                'set migration.encryption to "tls-psk" on the source, or to "off" here',
+            )
+        )
+    return sorted(found), preflight.clock_warnings(exported_at_us, facts)
+
+
+async def preflight_source(
+    sandbox: LiveSandbox, request: shim_pb2.PreflightRequest
+) -> shim_pb2.PreflightResponse:
+    """What stands in the way here, and the sandbox's description for the destination."""
+    blockers = await source_blockers(sandbox)
+    response = shim_pb2.PreflightResponse()
+    if sandbox.spec is not None:
+        options, problems = _options(request, sandbox.spec.shape)
+        blockers += problems
+        description = state_pb2.SavedSandbox(
+            sandbox=codec.sandbox_to_proto(sandbox.frozen_model()),
+            machine=codec.shape_to_proto(sandbox.spec.shape),
+            options=option_rules.to_proto(options),
+            encryption=state_pb2.ENCRYPTION_NONE
+            if sandbox.config.migration.encryption == "off"
+            else state_pb2.ENCRYPTION_TLS_PSK,
+        )
+        description.exported_at.FromMicroseconds(time.time_ns() // 1000)
+        response.description = description.SerializeToString()
+    response.blockers.extend(_messages(blockers))
+    return response
+
+
+async def preflight_destination(
+    sandbox: LiveSandbox, request: shim_pb2.PreflightRequest
+) -> shim_pb2.PreflightResponse:
+    """What stands in the way of the described sandbox here."""
+    try:
+        described = state_pb2.SavedSandbox.FromString(request.description)
+    except DecodeError as error:
+        raise Rejected("description: it is not what a source's Preflight answers") from error
+    model = codec.sandbox_from_proto(described.sandbox)
+    shape = codec.shape_from_proto(described.machine)
+    blockers, warnings = await destination_blockers(
+        sandbox,
+        model,
+        shape,
+        exported_at_us=described.exported_at.ToMicroseconds(),
+        encrypted=described.encryption == state_pb2.ENCRYPTION_TLS_PSK,
+    )
+    if sandbox.life not in (Life.ABSENT, Life.AWAITING):
+        blockers.append(Blocker("sandbox.id", f"{sandbox.sandbox_id} exists on this host", "stop it first"))
+    blockers += _options(request, shape)[1]
+    return shim_pb2.PreflightResponse(blockers=_messages(blockers), warnings=warnings)
+
+
+def _options(request: shim_pb2.PreflightRequest, shape: MachineShape) -> tuple[Options, list[Blocker]]:
+    backend = Backend.qemu(shape.qemu_version, shared_memory=shape.shared_memory)
+    try:
+        message = request.init_options if request.HasField("init_options") else None
+        return option_rules.parse(message, backend=backend), []
+    except SandshiftError as error:
+        return Options(), [Blocker("init_options", error.message, "change the options")]
+
+
+def _messages(blockers: list[Blocker]) -> list[shim_pb2.Blocker]:
+    return [
+        shim_pb2.Blocker(subject=one.subject, problem=one.problem, remedy=one.remedy)
+        for one in sorted(set(blockers))
+    ]

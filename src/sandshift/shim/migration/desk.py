@@ -157,7 +157,7 @@ class Desk:
         """Returns when the transfer has succeeded; raises what it ended with. A caller who goes away changes nothing."""
         await self.begin_transfer(session_id, timeout_s, deadline_s)
         active = self.require_active()
-        active.session.used_head_only_calls = True
+        active.head_was_seen()
         transfer = active.session.transfer
         if isinstance(active, Destination) and not transfer.arrived.is_set():
             await self._wait_for_arrival(active)
@@ -170,13 +170,12 @@ class Desk:
     async def _wait_for_arrival(self, active: Destination) -> None:
         """Until the first bytes are here or the transfer has ended; once there is a socket, for `ARRIVAL_S` at most."""
         transfer = active.session.transfer
-        arrived = asyncio.ensure_future(transfer.arrived.wait())
-        has_socket = asyncio.ensure_future(active.socket_given.wait())
+        arrived: asyncio.Future[Any] = asyncio.ensure_future(transfer.arrived.wait())
+        has_socket: asyncio.Future[Any] = asyncio.ensure_future(active.socket_given.wait())
+        done: asyncio.Future[Any] = transfer.done
         try:
-            await asyncio.wait([has_socket, transfer.done], return_when=asyncio.FIRST_COMPLETED)
-            await asyncio.wait(
-                [arrived, transfer.done], timeout=ARRIVAL_S, return_when=asyncio.FIRST_COMPLETED
-            )
+            await asyncio.wait([has_socket, done], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([arrived, done], timeout=ARRIVAL_S, return_when=asyncio.FIRST_COMPLETED)
         finally:
             arrived.cancel()
             has_socket.cancel()
@@ -210,6 +209,16 @@ class Desk:
         if going_back and active.session.standing.action is Action.RESUME:
             await active.rolled_back(succeeded=True)
 
+    async def force_resume(self, session_id: str, expected: Cell) -> None:
+        """An operator's decision where the protocol cannot decide (right-to-run.md, section 9)."""
+        await self._in_turn(self._force_resume(session_id, expected))
+
+    async def _force_resume(self, session_id: str, expected: Cell) -> None:
+        check(Call.NOTIFICATIONS, self.standing, session_id)
+        active = self.require_active()
+        log.warning("session %s: an operator forces the right to run, from %s", session_id, expected.name)
+        await active.session.force(expected)
+
     async def cancel(self, session_id: str) -> None:
         await self._in_turn(self._cancel(session_id))
 
@@ -217,7 +226,7 @@ class Desk:
         if check(Call.CANCEL, self.standing, session_id) is Outcome.NO_EFFECT:
             return
         active = self.require_active()
-        active.session.used_head_only_calls = True
+        active.head_was_seen()
         await active.session.call(Call.CANCEL)
         active.end_as_cancelled()
 
@@ -247,9 +256,9 @@ class Desk:
 
     async def notifications(self, session_id: str) -> AsyncIterator[Entry]:
         check(Call.NOTIFICATIONS, self.standing, session_id)
-        session = self.require_active().session
-        session.used_head_only_calls = True
-        async for entry in self._subscribed(session.entries()):
+        active = self.require_active()
+        active.head_was_seen()
+        async for entry in self._subscribed(active.session.entries()):
             yield entry
 
     async def transfer_2691(
@@ -273,6 +282,10 @@ class Desk:
             self._quiet_since_s = time.monotonic()
 
     # A session that everybody has forgotten
+
+    def take_up(self, active: Source | Destination) -> None:
+        """Go on with a session that an earlier shim left."""
+        self._begin(active)
 
     def _begin(self, active: Source | Destination) -> None:
         self.active = active

@@ -8,13 +8,25 @@ import os
 import socket
 import struct
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from google.protobuf.message import DecodeError
 
 from sandshift.errors import SandshiftError
+from sandshift.session.blackout import (
+    Blackout,
+    DestinationSaw,
+    DestinationStamps,
+    SourceSays,
+    clock_skew_us,
+    measure,
+    skew_warning,
+    split,
+)
 from sandshift.session.phases import Outcome, Phase, PhaseState, Told
 from sandshift.session.record import BlackoutExited
+from sandshift.session.report import ChecksumReport, Report
 from sandshift.session.right_model import (
     ChannelLost,
     MemoryComplete,
@@ -26,6 +38,7 @@ from sandshift.session.right_model import (
 )
 from sandshift.session.statement import Cell
 from sandshift.session.states import Event, State
+from sandshift.shim.migration.reporting import report_of
 from sandshift.shim.migration.session import MEMORY_DIFFERS
 from sandshift.shim.migration.side import POLL_S, EventQueue, SessionSide
 from sandshift.shim.migration.source import transfer_state
@@ -41,6 +54,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+TCP_RTT: Final = struct.Struct("=I")
+TCP_RTT_AT: Final = 68
+"""Offset of tcpi_rtt, microseconds. Source: include/uapi/linux/tcp.h."""
 TCP_BYTES_RECEIVED: Final = struct.Struct("=Q")
 TCP_BYTES_RECEIVED_AT: Final = 128
 """Offset of tcpi_bytes_received in struct tcp_info. Source: include/uapi/linux/tcp.h."""
@@ -66,6 +82,11 @@ class Destination(SessionSide):
     _handover: state_pb2.HandoverRecord | None = None
     _heard_at_us = 0
     _resumed_at_us = 0
+    _round_trip_us = 0
+    _stamps = DestinationStamps()
+    _task_resume: asyncio.Task[None] | None = None
+    checksum_ms = 0.0
+    blackout: Blackout | None = None
     _task_arrived: asyncio.Task[None] | None = None
 
     async def prepare(self) -> None:
@@ -75,14 +96,17 @@ class Destination(SessionSide):
 
     # The transfer
 
-    async def _transfer(self, deadline_s: float) -> None:
+    async def _transfer(self, deadline_s: float, *, anew: bool) -> None:
         machine = self.sandbox.require_machine()
         assert self.session.channel is not None
         events = EventQueue(machine)
         patience = Patience(self.session.channel.descriptor, self.bounds.stall_s, deadline_s)
         try:
-            security = ChannelSecurity(self.books.session_key if self.books.encrypted else b"")
-            await machine.migrate_in(self.session.channel.descriptor, security)
+            if anew or (status := (await machine.migration_info()).status) is MigrationStatus.NONE:
+                security = ChannelSecurity(self.books.session_key if self.books.encrypted else b"")
+                await machine.migrate_in(self.session.channel.descriptor, security)
+            else:
+                await self._on_status(machine, status)
             while not self.session.transfer.done.done():
                 event = await events.next(POLL_S)
                 if event is None:
@@ -100,26 +124,34 @@ class Destination(SessionSide):
                 f"the destination's VM process has died: {event.data.get('stderr', '')}",
             )
         elif event.name == "MIGRATION":
-            match MigrationStatus(str(event.data["status"])):
-                case MigrationStatus.ACTIVE:
-                    self.session.transfer.arrived.set()
-                    await self.mark_started()
-                case MigrationStatus.COMPLETED:
-                    await self._completed(machine)
-                case MigrationStatus.FAILED:
-                    await self._failed(machine)
+            await self._on_status(machine, MigrationStatus(str(event.data["status"])))
+
+    async def _on_status(self, machine: Machine, status: MigrationStatus) -> None:
+        match status:
+            case MigrationStatus.ACTIVE:
+                self.session.transfer.arrived.set()
+                await self.mark_started()
+            case MigrationStatus.COMPLETED:
+                await self._completed(machine)
+            case MigrationStatus.FAILED:
+                await self._failed(machine)
 
     async def _completed(self, machine: Machine) -> None:
         """All of it is here. With checksum verification nothing is said before the digests have been compared."""
+        self._stamps = replace(self._stamps, completed_us=time.time_ns() // 1000)
+        self.moment("destination: everything is here")
+        self._task_resume = asyncio.create_task(self._watch_resume(machine), name="resume stamp")
         await self.mark_started()
         if self.options.checksum_verification:
+            began_s = time.monotonic()
             self._digest = await machine.memory_digest()
+            self.checksum_ms = (time.monotonic() - began_s) * 1000
         await self.session.channel_is_free()
         if self.options.checksum_verification and not await self._source_agrees():
             return
         await self.session.feed(MemoryComplete())
         if self.session.state is State.TRANSFER_COMPLETED:
-            self.session.end_transfer(Outcome.SUCCESS, "")
+            self.end_transfer(Outcome.SUCCESS, "")
 
     async def _source_agrees(self) -> bool:
         try:
@@ -130,7 +162,7 @@ class Destination(SessionSide):
             return False
         if self._handover is None or self._handover.memory_digest != self._digest:
             await self.session.feed(TransferFailed(MEMORY_DIFFERS))
-            self.session.end_transfer(Outcome.CHECKSUM, MEMORY_DIFFERS)
+            self.end_transfer(Outcome.CHECKSUM, MEMORY_DIFFERS)
             return False
         return True
 
@@ -143,6 +175,8 @@ class Destination(SessionSide):
                 log.warning("the source's handover record cannot be read")
                 return False
             self._heard_at_us = time.time_ns() // 1000
+            if self.session.channel is not None and not self.session.channel.lost:
+                self._round_trip_us = tcp_info(self.session.channel.descriptor, TCP_RTT, TCP_RTT_AT) or 0
         if self._digest is None or self._handover is None:
             return True
         return self._handover.memory_digest == self._digest
@@ -167,20 +201,48 @@ class Destination(SessionSide):
         self.session.channel.cut()
         return ChannelLost()
 
+    def about_to_start(self) -> None:
+        super().about_to_start()
+        self._stamps = replace(self._stamps, starting_us=time.time_ns() // 1000)
+
     async def guest_runs(self) -> None:
         """In the blackout's last moment: only what must not wait."""
-        self._resumed_at_us = time.time_ns() // 1000
-        self.session.tell(Told(Phase.BLACKOUT_EXITED, PhaseState.SUCCESS), blackout=self._blackout())
+        self._stamps = replace(self._stamps, resumed_us=self._resumed_at_us or time.time_ns() // 1000)
+        self.blackout = measure(self._source_says(), self._saw())
+        told = BlackoutExited(duration_ms=self.blackout.duration_ms, stopped_at_us=self._stamps.resumed_us)
+        self.session.tell(Told(Phase.BLACKOUT_EXITED, PhaseState.SUCCESS), blackout=told)
+        self.moment("destination: the guest runs")
         if self._task_arrived is None:
             self._task_arrived = asyncio.create_task(self._arrived(), name="arrival")
 
-    def _blackout(self) -> BlackoutExited:
-        """The blackout as a duration: what the source measured up to its first frame, and what was measured here since."""
-        here_us = max(0, self._resumed_at_us - self._heard_at_us) if self._heard_at_us else 0
-        there_us = self._handover.stopped_for_us if self._handover else 0
-        return BlackoutExited(
-            duration_ms=round((here_us + there_us) / 1000), stopped_at_us=self._resumed_at_us
+    def _source_says(self) -> SourceSays:
+        said = self._handover
+        return SourceSays(said.stopped_at_unix_us, said.stopped_for_us) if said else SourceSays(0, 0)
+
+    def _saw(self) -> DestinationSaw:
+        return DestinationSaw(self._heard_at_us, self._stamps.resumed_us, self._round_trip_us)
+
+    def report(self) -> Report:
+        skew_us = clock_skew_us(self._source_says(), self._saw())
+        if warning := skew_warning(skew_us):
+            self.session.warnings.append(warning)
+        checksum = None
+        if self._digest is not None:
+            checksum = ChecksumReport(took_ms=self.checksum_ms, matched=self.outcome is not Outcome.CHECKSUM)
+        return report_of(
+            self,
+            blackout=self.blackout,
+            pieces=split(destination=self._stamps),
+            checksum=checksum,
+            clock_skew_ms=skew_us / 1000 if skew_us is not None else None,
         )
+
+    async def _watch_resume(self, machine: Machine) -> None:
+        """Notes QEMU's own stamp of the guest's start."""
+        async for event in machine.events():
+            if event.name == "RESUME":
+                self._resumed_at_us = event.at_us
+                return
 
     async def _arrived(self) -> None:
         """Clock, processes and streams, as soon as the guest answers. Errors are warnings: the guest runs."""
@@ -220,6 +282,8 @@ class Destination(SessionSide):
             return Restarted(vm_alive=self.session.state is State.DESTINATION_IMPORTED)
         status = (await machine.migration_info()).status
         running = await machine.run_state() is RunState.RUNNING
+        if self.options.checksum_verification and status is MigrationStatus.COMPLETED and not running:
+            self._digest = await machine.memory_digest()
         return Restarted(vm_alive=True, vm_running=running, transfer=transfer_state(status))
 
 
@@ -247,14 +311,17 @@ class Patience:
 
 def received_bytes(descriptor: int) -> int | None:
     """What the kernel has received on a TCP connection; None where it does not count (a Unix socket)."""
+    return tcp_info(descriptor, TCP_BYTES_RECEIVED, TCP_BYTES_RECEIVED_AT)
+
+
+def tcp_info(descriptor: int, field: struct.Struct, offset: int) -> int | None:
+    """One field of a TCP connection's TCP_INFO; None for what is no TCP connection."""
     with socket.socket(fileno=os.dup(descriptor)) as held:
         try:
-            info = held.getsockopt(
-                socket.IPPROTO_TCP, socket.TCP_INFO, TCP_BYTES_RECEIVED_AT + TCP_BYTES_RECEIVED.size
-            )
+            info = held.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, offset + field.size)
         except OSError:
             return None
-    if len(info) < TCP_BYTES_RECEIVED_AT + TCP_BYTES_RECEIVED.size:
+    if len(info) < offset + field.size:
         return None
-    received: int = TCP_BYTES_RECEIVED.unpack_from(info, TCP_BYTES_RECEIVED_AT)[0]
-    return received
+    value: int = field.unpack_from(info, offset)[0]
+    return value

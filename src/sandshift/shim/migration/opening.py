@@ -109,7 +109,7 @@ class Opening:
         destination = await self._begin(Destination, named, state.options, state, wanted.config)
         destination.model, destination.shape, destination.exported_at_us = model, shape, state.exported_at_us
         if wanted.revision is saved.Revision.HEAD:
-            destination.session.used_head_only_calls = True
+            destination.head_was_seen()
         return destination
 
     def imported_again(
@@ -129,7 +129,13 @@ class Opening:
         options = option_rules.parse(
             init_options(request), backend=backend, own_compatibility_data=saved.compatibility_data(held)
         )
-        blockers, warnings = await destination_blockers(self._sandbox, destination)
+        blockers, warnings = await destination_blockers(
+            self._sandbox,
+            destination.model,
+            destination.shape,
+            exported_at_us=destination.exported_at_us,
+            encrypted=destination.books.encrypted,
+        )
         if request.HasField("init_options"):
             blockers += option_rules.disagreements(destination.options, options)
         if blockers:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sandshift.session.precopy import End, Precopy, TransferStats, Tuning, plan, xbzrle_cache_bytes
+from sandshift.session.report import PassReport
 from sandshift.vmm.machine import MigrationInfo, TransferSettings
 
 if TYPE_CHECKING:
@@ -25,24 +26,15 @@ class StopSending(Exception):
         super().__init__(end.message)
 
 
-@dataclass(frozen=True, slots=True)
-class PassLine:
-    """What QEMU said at the last look in one pass."""
-
-    pass_number: int
-    bytes_transferred: int
-    bytes_remaining: int
-    dirty_bytes_per_s: int
-    throttle_percent: int
-    at_s: float
-    """Since the start of the transfer."""
-
-
 class Pacer:
+    """See the module."""
+
     def __init__(
         self, config: Config, options: Options, bounds: Bounds, *, memory_bytes: int, now_s: float
     ) -> None:
         pace = plan(options, bounds, downtime_limit_ms=config.migration.downtime_limit_ms)
+        self.plan = pace
+        self.bytes_transferred = 0
         self._precopy = Precopy(pace, started_s=now_s)
         self._started_s = now_s
         self.settings = TransferSettings(
@@ -52,27 +44,40 @@ class Pacer:
             throttling=pace.throttling,
         )
         self.wants_estimate = pace.threshold_ms is not None
-        self.passes: dict[int, PassLine] = {}
+        self.passes: dict[int, PassReport] = {}
         self.said: list[str] = []
         """What the rules did, in their words."""
 
     def on_info(self, info: MigrationInfo, *, now_s: float) -> tuple[Progress, TransferSettings | None]:
         """The progress to tell, and new settings if a rule acted. Raises StopSending if one gives up."""
         stats = _stats(info)
-        self.passes[stats.pass_number] = PassLine(
-            pass_number=stats.pass_number,
-            bytes_transferred=stats.bytes_transferred,
-            bytes_remaining=stats.bytes_remaining,
-            dirty_bytes_per_s=stats.dirty_bytes_per_s,
-            throttle_percent=stats.throttle_percent,
-            at_s=now_s - self._started_s,
-        )
+        self._note(stats, now_s)
         decision = self._precopy.on_stats(stats, now_s=now_s)
         if decision.said:
             self.said.append(decision.said)
         if decision.end is not None:
             raise StopSending(decision.end)
         return decision.progress, self._tuned(decision.tune)
+
+    def _note(self, stats: TransferStats, now_s: float) -> None:
+        self.bytes_transferred = stats.bytes_transferred
+        self.passes[stats.pass_number] = PassReport(
+            number=stats.pass_number,
+            at_ms=(now_s - self._started_s) * 1000,
+            bytes_transferred=stats.bytes_transferred,
+            bytes_remaining=stats.bytes_remaining,
+            dirty_bytes_per_s=stats.dirty_bytes_per_s,
+            bytes_per_s=stats.bytes_per_s,
+            throttle_percent=stats.throttle_percent,
+        )
+
+    def pass_reports(self) -> tuple[PassReport, ...]:
+        """What QEMU said at the last look in each pass, in order."""
+        return tuple(self.passes[number] for number in sorted(self.passes))
+
+    def ended(self, info: MigrationInfo, *, now_s: float) -> None:
+        """QEMU's last word on the transfer."""
+        self._note(_stats(info), now_s)
 
     def _tuned(self, tuning: Tuning | None) -> TransferSettings | None:
         if tuning is None:

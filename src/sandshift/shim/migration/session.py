@@ -29,6 +29,7 @@ from sandshift.session.right_model import (
     ChannelLost,
     ChannelUp,
     DestroyVm,
+    ForceResume,
     FrameRead,
     KeepLastStatement,
     Party,
@@ -49,7 +50,7 @@ from sandshift.session.right_model import (
     restored_party,
 )
 from sandshift.session.right_model import Record as RightRecord
-from sandshift.session.statement import Seal, Statement
+from sandshift.session.statement import Cell, Seal, Statement
 from sandshift.session.states import Call, Standing, State
 from sandshift.shim.migration.channel import Channel
 from sandshift.vmm.machine import Machine
@@ -90,6 +91,10 @@ class Host(Protocol):
 
     def believes(self, statement: Statement) -> bool:
         """Destination with checksum verification: whether the memory here is the one that the statement describes."""
+        ...
+
+    def about_to_start(self) -> None:
+        """The right is here and on disk; the virtual CPUs are started next."""
         ...
 
     async def guest_runs(self) -> None:
@@ -174,11 +179,22 @@ class Session:
 
         Raises what the protocol replies; Rejected for a receipt that is not the peer's of this session.
         """
-        opened = self.seal.open_receipt(receipt, side=self.side.peer) if receipt else None
+        opened = self.open_receipt(receipt) if receipt else None
         if opened is not None and not self._host.believes(opened):
             await self.feed(TransferFailed(MEMORY_DIFFERS))
+        await self._answered(CallMade(call, opened))
+
+    def open_receipt(self, receipt: bytes) -> Statement:
+        return self.seal.open_receipt(receipt, side=self.side.peer)
+
+    async def force(self, expected: Cell) -> None:
+        """An operator takes the right to run; refused unless the cell is the one that they saw."""
+        await self._answered(ForceResume(expected))
+
+    async def _answered(self, event: CallMade | ForceResume) -> None:
+        """Feed a call and wait for its Reply; a question that is not answered in time ends it."""
         answer = self._answer = asyncio.get_running_loop().create_future()
-        await self.feed(CallMade(call, opened))
+        await self.feed(event)
         while not answer.done():
             pending = self.party.pending
             try:
@@ -308,6 +324,7 @@ class Session:
         machine = self._host.machine
         if machine is None:
             return VmDied("there is no VM")
+        self._host.about_to_start()
         try:
             await machine.run_vcpus(licence)
         except IllegalMove as error:

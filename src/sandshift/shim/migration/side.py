@@ -17,14 +17,17 @@ from sandshift.session.descriptor import Descriptor
 from sandshift.session.descriptor import check as check_descriptor
 from sandshift.session.phases import Outcome
 from sandshift.session.record import Record
+from sandshift.session.report import TIMELINE_MAX, Moment, Report, encode
 from sandshift.session.right_model import Moved, Party, Restarted, RightEvent, TransferFailed, VmDied
 from sandshift.session.right_model import Record as RightRecord
 from sandshift.session.states import Event, State
 from sandshift.shim.handed_socket import close_quietly, copy_descriptor, facts_of
+from sandshift.shim.migration.books import CHANNEL_NOTE, HEAD_NOTE, NUMBER
 from sandshift.shim.migration.channel import Channel
 from sandshift.shim.migration.session import Session
 
 if TYPE_CHECKING:
+    from sandshift.sandbox.shape import MachineShape
     from sandshift.session.options import Bounds, Options
     from sandshift.session.record import Entry
     from sandshift.session.statement import Seal, Statement
@@ -55,6 +58,10 @@ class SessionSide(ABC):
         self.bounds = bounds
         self.session = Session(party, seal, self, options, bounds, record)
         self.socket_given = asyncio.Event()
+        self.moments: list[Moment] = []
+        """What happened when, for perf_tracing."""
+        self.outcome: Outcome | None = None
+        self._began_s = time.monotonic()
         self._task_transfer: asyncio.Task[None] | None = None
 
     # What the Session asks of its host
@@ -85,11 +92,25 @@ class SessionSide(ABC):
     @abstractmethod
     async def stop_transfer(self) -> RightEvent | None: ...
 
+    def about_to_start(self) -> None:
+        self.moment("the right to run is here and on disk")
+
     @abstractmethod
     async def guest_runs(self) -> None: ...
 
     @abstractmethod
     async def destroy_vm(self) -> None: ...
+
+    @property
+    def machine_shape(self) -> MachineShape | None:
+        return self.sandbox.spec.shape if self.sandbox.spec is not None else None
+
+    def moment(self, what: str) -> None:
+        if len(self.moments) < TIMELINE_MAX:
+            self.moments.append(Moment(at_ms=(time.monotonic() - self._began_s) * 1000, what=what))
+
+    @abstractmethod
+    def report(self) -> Report: ...
 
     # The socket
 
@@ -106,7 +127,14 @@ class SessionSide(ABC):
             close_quietly(copy)
             raise
         self.session.channel = Channel(copy)
+        self.books.note_soon(CHANNEL_NOTE, NUMBER.pack(descriptor.cookie))
         self.socket_given.set()
+
+    def head_was_seen(self) -> None:
+        """A call, or the shape of one, that only clients of revision head make."""
+        if not self.session.used_head_only_calls:
+            self.session.used_head_only_calls = True
+            self.books.note_soon(HEAD_NOTE, b"1")
 
     # The transfer
 
@@ -123,12 +151,16 @@ class SessionSide(ABC):
         if self._task_transfer is None:
             self._task_transfer = asyncio.create_task(self._run(socket_wait_s, deadline_s), name="transfer")
 
-    async def _run(self, socket_wait_s: float, deadline_s: float) -> None:
+    def watch_transfer_again(self, deadline_s: float) -> None:
+        """Go on with a transfer that an earlier shim began."""
+        self._task_transfer = asyncio.create_task(self._run(0.0, deadline_s, anew=False), name="transfer")
+
+    async def _run(self, socket_wait_s: float, deadline_s: float, *, anew: bool = True) -> None:
         """Every error ends the transfer with an outcome; none leaves this task."""
         try:
             if not await self._wait_for_socket(socket_wait_s):
                 return
-            await self._transfer(deadline_s)
+            await self._transfer(deadline_s, anew=anew)
         except asyncio.CancelledError:
             raise
         except SandshiftError as error:
@@ -152,13 +184,14 @@ class SessionSide(ABC):
         return True
 
     @abstractmethod
-    async def _transfer(self, deadline_s: float) -> None: ...
+    async def _transfer(self, deadline_s: float, *, anew: bool) -> None: ...
 
     async def mark_started(self) -> None:
         """The session is Transferring. Idempotent."""
         transfer = self.session.transfer
         if not transfer.started:
             transfer.started = True
+            self._began_s = time.monotonic()
             self.session.record.transfer_started(time.time_ns() // 1000)
             await self.session.feed(Moved(Event.TRANSFER_STARTED))
 
@@ -170,11 +203,18 @@ class SessionSide(ABC):
             await self.session.feed(VmDied(message))
         else:
             await self.session.feed(TransferFailed(message))
+        self.end_transfer(outcome, message)
+
+    def end_transfer(self, outcome: Outcome, message: str) -> None:
+        """The first call counts."""
+        if self.outcome is None:
+            self.outcome = outcome
+            self.moment(f"transfer: {outcome.value}")
         self.session.end_transfer(outcome, message)
 
     def end_as_cancelled(self) -> None:
         """A Cancel, or a Finalize that goes back, was asked for and done: whoever waits for the transfer hears of it."""
-        self.session.end_transfer(Outcome.CANCELLED, "the migration was cancelled")
+        self.end_transfer(Outcome.CANCELLED, "the migration was cancelled")
 
     async def settled(self) -> None:
         """Returns when what follows a decision has been done too."""
@@ -197,6 +237,7 @@ class SessionSide(ABC):
             with contextlib.suppress(SandshiftError):
                 await self.sandbox.machine.drop_channel()
         await self.session.close()
+        await self.books.keep_report(encode(self.report()))
         await self.books.close()
 
 

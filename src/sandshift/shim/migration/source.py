@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from dataclasses import replace
@@ -9,13 +10,18 @@ from typing import TYPE_CHECKING, Final
 
 from sandshift.errors import SandshiftError
 from sandshift.session import phases
+from sandshift.session.blackout import SourceStamps, split
 from sandshift.session.phases import Outcome, Phase, PhaseState, Told
+from sandshift.session.report import ChecksumReport, Report
 from sandshift.session.right_model import ChannelLost, MemoryComplete, Restarted, RightEvent, VmDied
 from sandshift.session.right_model import Transfer as TransferState
 from sandshift.session.statement import Cell
 from sandshift.session.states import State
+from sandshift.shim.migration.books import NUMBER, STOPPED_NOTE
 from sandshift.shim.migration.pacing import Pacer, StopSending
+from sandshift.shim.migration.reporting import report_of
 from sandshift.shim.migration.side import EventQueue, SessionSide
+from sandshift.shim.restore import follow_again
 from sandshift.shim.sandbox import EXIT_KILLED, EXIT_MIGRATED
 from sandshift.vmm.machine import ChannelSecurity, MigrationStatus, RunState
 from sandshift.wire.sandshift import state_pb2
@@ -36,12 +42,15 @@ class Source(SessionSide):
     moved_to = ""
     pacer: Pacer | None = None
     checksum_ms = 0.0
+    _continued_at_us = 0
+    _completed_at_us = 0
+    _task_follow: asyncio.Task[None] | None = None
 
     # The transfer
 
-    async def _transfer(self, deadline_s: float) -> None:
+    async def _transfer(self, deadline_s: float, *, anew: bool) -> None:
         machine = self.sandbox.require_machine()
-        assert self.session.channel is not None
+        assert self.session.channel is not None or not anew
         await self.mark_started()
         pacer = self.pacer = Pacer(
             self.sandbox.config,
@@ -52,8 +61,12 @@ class Source(SessionSide):
         )
         events = EventQueue(machine)
         try:
-            security = ChannelSecurity(self.books.session_key if self.books.encrypted else b"")
-            await machine.migrate_out(self.session.channel.descriptor, security, pacer.settings)
+            if anew:
+                security = ChannelSecurity(self.books.session_key if self.books.encrypted else b"")
+                assert self.session.channel is not None
+                await machine.migrate_out(self.session.channel.descriptor, security, pacer.settings)
+            else:
+                await self._on_status(machine, pacer, (await machine.migration_info()).status)
             while not self.session.transfer.done.done():
                 wait_s = pacer.next_look_s(time.monotonic())
                 await self._on_event(machine, pacer, await events.next(wait_s))
@@ -63,6 +76,10 @@ class Source(SessionSide):
             events.close()
 
     async def _on_event(self, machine: Machine, pacer: Pacer, event: MachineEvent | None) -> None:
+        if event is not None:
+            self.moment(
+                f"source {event.name} {event.data.get('status', event.data.get('pass', ''))}".rstrip()
+            )
         match event.name if event else "tick":
             case "tick" | "MIGRATION_PASS":
                 await self._look(machine, pacer)
@@ -93,6 +110,7 @@ class Source(SessionSide):
         if not self.session.transfer.in_blackout:
             self.stopped_at_us = at_us
             self.session.transfer.in_blackout = True
+            self.books.note_soon(STOPPED_NOTE, NUMBER.pack(at_us))
             self.session.tell(Told(Phase.BLACKOUT_STARTED, PhaseState.SUCCESS))
 
     async def _on_status(self, machine: Machine, pacer: Pacer, status: MigrationStatus) -> None:
@@ -102,7 +120,9 @@ class Source(SessionSide):
             case MigrationStatus.PRE_SWITCHOVER:
                 await self._settle(machine, pacer)
             case MigrationStatus.COMPLETED:
+                self._completed_at_us = time.time_ns() // 1000
                 await self._completed()
+                pacer.ended(await machine.migration_info(), now_s=time.monotonic())
             case MigrationStatus.FAILED | MigrationStatus.CANCELLED:
                 await self._not_completed(machine)
 
@@ -130,6 +150,7 @@ class Source(SessionSide):
             self.memory_digest = await machine.memory_digest()
             self.checksum_ms = (time.monotonic() - began_s) * 1000
         self.offsets = self.sandbox.processes.freeze()
+        self._continued_at_us = time.time_ns() // 1000
         await machine.switch_over()
 
     def _stopped_for_us(self) -> int:
@@ -140,11 +161,11 @@ class Source(SessionSide):
         await self.session.channel_is_free()
         await self.session.feed(MemoryComplete(self.handover()))
         if self.session.state in (State.CANCELLING, State.CANCELLED):
-            self.session.end_transfer(Outcome.CANCELLED, "the migration was cancelled")
+            self.end_transfer(Outcome.CANCELLED, "the migration was cancelled")
             return
         self.session.tell(Told(Phase.OFFLINE_DONE, PhaseState.SUCCESS))
-        self.session.end_transfer(Outcome.SUCCESS, "")
-        await self.books.streams_at(self.offsets)
+        self.end_transfer(Outcome.SUCCESS, "")
+        self.books.streams_at(self.offsets)
 
     async def _not_completed(self, machine: Machine) -> None:
         """QEMU gave up, or was told to; unless it lies dying it has resumed the guest by itself."""
@@ -161,6 +182,13 @@ class Source(SessionSide):
         await machine.cancel_transfer()
         self.sandbox.processes.thaw()
         await self.fail(rule.outcome, rule.message)
+
+    def report(self) -> Report:
+        stamps = SourceStamps(self.stopped_at_us, self._continued_at_us, completed_us=self._completed_at_us)
+        checksum = ChecksumReport(took_ms=self.checksum_ms) if self.memory_digest else None
+        return report_of(
+            self, blackout=None, pieces=split(source=stamps), pacer=self.pacer, checksum=checksum
+        )
 
     def handover(self) -> bytes:
         """The handover record: made once, the same bytes ever after."""
@@ -194,6 +222,8 @@ class Source(SessionSide):
 
     async def guest_runs(self) -> None:
         self.sandbox.processes.thaw()
+        if not self.sandbox.processes.followed:
+            self._task_follow = asyncio.create_task(follow_again(self.sandbox), name="follow again")
 
     async def destroy_vm(self) -> None:
         await self.sandbox.end(EXIT_MIGRATED, moved_to=self.moved_to or f"session {self.session.session_id}")

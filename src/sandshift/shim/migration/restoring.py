@@ -1,0 +1,166 @@
+"""A session that an earlier shim left open: its journal read, its side made again, its end of the channel found.
+
+The protocol hears what the VM shows (right-to-run.md, section 7), and a transfer that goes on is watched again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from google.protobuf.any_pb2 import Any as AnyMessage
+
+from sandshift.errors import Damaged, SandshiftError
+from sandshift.sandbox import codec
+from sandshift.session import options as option_rules
+from sandshift.session import saved
+from sandshift.session.ids import SessionId
+from sandshift.session.phases import Outcome, Phase, PhaseState, Told
+from sandshift.session.right_model import Restarted, restored_party
+from sandshift.session.right_model import Transfer as TransferState
+from sandshift.session.statement import Seal
+from sandshift.session.states import Side, State
+from sandshift.shim.handed_socket import close_quietly, copy_descriptor, facts_of
+from sandshift.shim.migration.books import CHANNEL_NOTE, HEAD_NOTE, NUMBER, STOPPED_NOTE, Books
+from sandshift.shim.migration.channel import Channel
+from sandshift.shim.migration.destination import Destination
+from sandshift.shim.migration.session import first_ask_number
+from sandshift.shim.migration.source import Source
+from sandshift.wire.migration import options_pb2
+
+if TYPE_CHECKING:
+    from sandshift.shim.sandbox import LiveSandbox
+
+log = logging.getLogger(__name__)
+
+
+async def restore_session(sandbox: LiveSandbox) -> Source | Destination | None:
+    """The side of the session that an earlier shim left, going on; None if it left none.
+
+    Raises:
+        Damaged: its books cannot be believed. Nothing is overwritten, the VM is left as it is.
+    """
+    books = await sandbox.disk.run(lambda: Books.read(sandbox.places, sandbox.disk))
+    if books is None:
+        return None
+    active = _side(sandbox, books)
+    if active.session.state is State.IDLE:
+        await books.close()
+        return None
+    _take_notes(active)
+    await _take_channel_back(active)
+    restarted = await active.look()
+    await active.session.feed(restarted)
+    if restarted.transfer is not TransferState.GOING_ON and active.session.channel is not None:
+        await active.session.channel_is_free()
+    await _go_on(active, restarted)
+    return active
+
+
+def _side(sandbox: LiveSandbox, books: Books) -> Source | Destination:
+    opened, right = books.state.opened, books.state.right_record
+    if opened is None or right is None:
+        raise Damaged(f"{sandbox.places.journal_file} does not say where its session stands")
+    options = option_rules.parse(
+        options_pb2.InitializeOptions.FromString(opened.options), backend=option_rules.ANY_BACKEND
+    )
+    bounds = option_rules.limits(options, sandbox.config.migration.limits)
+    party = restored_party(right, next_ask=first_ask_number())
+    seal = Seal(opened.session_id, books.session_key)
+    record = books.state.notification_record()
+    if right.side is Side.SOURCE:
+        return Source(sandbox, books, party, seal, options, bounds, record)
+    destination = Destination(sandbox, books, party, seal, options, bounds, record)
+    state = saved.decode(AnyMessage.FromString(books.config), expected=SessionId(opened.session_id))
+    destination.model = codec.sandbox_from_proto(state.sandbox).moved_into(sandbox.sandbox_id)
+    destination.shape = codec.shape_from_proto(state.machine)
+    destination.exported_at_us = state.exported_at_us
+    return destination
+
+
+def _take_notes(active: Source | Destination) -> None:
+    notes = active.books.state.notes
+    active.session.used_head_only_calls = HEAD_NOTE in notes
+    if isinstance(active, Source):
+        if STOPPED_NOTE in notes:
+            (active.stopped_at_us,) = NUMBER.unpack(notes[STOPPED_NOTE])
+            active.session.transfer.in_blackout = True
+        if active.books.state.streams is not None:
+            active.offsets = {
+                (process, stream): at for process, stream, at in active.books.state.streams.offsets
+            }
+    ending = active.session.record.ending
+    if ending is not None:
+        error = None
+        if ending.failure is not None:
+            error = SandshiftError(ending.failure.message)
+        active.session.transfer.done.set_result(error)
+    active.session.transfer.started = active.session.state not in (
+        State.SOURCE_EXPORTED,
+        State.DESTINATION_IMPORTED,
+        State.DESTINATION_PREPARED,
+        State.SOCKET_WAITING,
+        State.SOCKET_READY,
+    )
+
+
+async def _take_channel_back(active: Source | Destination) -> None:
+    """QEMU holds a copy of the channel under a name; it is known by its cookie."""
+    machine = active.sandbox.machine
+    cookie = active.books.state.notes.get(CHANNEL_NOTE)
+    if machine is None or cookie is None:
+        return
+    copy = await asyncio.to_thread(find_socket, machine.pid, NUMBER.unpack(cookie)[0])
+    if copy is None:
+        log.warning("the channel of session %s is gone; receipts will do", active.session.session_id)
+        return
+    active.session.channel = Channel(copy)
+    active.socket_given.set()
+
+
+def find_socket(pid: int, cookie: int) -> int | None:
+    """A copy of the socket with that SO_COOKIE, taken from process `pid`; None if it has none. Blocks."""
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError, SandshiftError):
+            if not os.readlink(link).startswith("socket:"):
+                continue
+            copy = copy_descriptor(pid, int(link.name))
+            with contextlib.suppress(SandshiftError):
+                if facts_of(copy).cookie == cookie:
+                    return copy
+            close_quietly(copy)
+    return None
+
+
+async def _go_on(active: Source | Destination, restarted: Restarted) -> None:
+    """Watch a transfer that goes on; wait for a socket that was being waited for."""
+    bounds = active.bounds
+    if active.session.state is State.TRANSFERRING or restarted.transfer is TransferState.GOING_ON:
+        active.watch_transfer_again(bounds.transfer_deadline_s)
+    elif active.session.state is State.SOCKET_WAITING:
+        active.begin_transfer(bounds.socket_wait_s, bounds.transfer_deadline_s)
+    elif active.session.state is State.SOCKET_READY and isinstance(active, Destination):
+        active.watch_transfer_again(bounds.transfer_deadline_s)
+    else:
+        _tell_what_was_missed(active)
+
+
+def _tell_what_was_missed(active: Source | Destination) -> None:
+    """The transfer ended while no shim was there."""
+    if active.session.transfer.done.done():
+        return
+    match active.session.state:
+        case State.TRANSFER_COMPLETED:
+            if isinstance(active, Source):
+                active.session.tell(Told(Phase.OFFLINE_DONE, PhaseState.SUCCESS))
+            active.end_transfer(Outcome.SUCCESS, "")
+        case State.FAILED:
+            active.end_transfer(Outcome.PEER_LOST, active.session.party.record.reason)
+        case State.CANCELLED:
+            active.end_as_cancelled()
+        case _:
+            pass

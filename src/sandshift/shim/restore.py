@@ -1,0 +1,92 @@
+"""A shim that begins on what an earlier one left: its sandbox, its VM, its processes. Sessions: migration/restoring.py."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import TYPE_CHECKING, Final
+
+from sandshift.errors import Damaged, SandshiftError
+from sandshift.sandbox import codec
+from sandshift.shim.parts import Wish
+from sandshift.shim.sandbox import EXIT_KILLED, Life, LiveSandbox
+from sandshift.wire.sandshift import state_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sandshift.guest.client import GuestProcess
+
+log = logging.getLogger(__name__)
+
+RUNNING_LIVES: Final = frozenset({Life.READY, Life.AWAITING})
+
+
+async def restore_sandbox(sandbox: LiveSandbox) -> bool:
+    """Find what an earlier shim of this sandbox left; False if there is nothing.
+
+    Raises:
+        Damaged: what is on disk cannot be believed. Nothing is overwritten, the VM is left as it is.
+    """
+    try:
+        data = sandbox.places.sandbox_file.read_bytes()
+    except FileNotFoundError:
+        return False
+    try:
+        _take_description(sandbox, json.loads(data))
+    except (ValueError, KeyError, TypeError) as error:
+        raise Damaged(
+            f"{sandbox.places.sandbox_file} cannot be read: {error}; the VM is left as it is"
+        ) from error
+    if sandbox.shape is not None:
+        await _find_machine(sandbox)
+    return True
+
+
+def _take_description(sandbox: LiveSandbox, document: Mapping[str, object]) -> None:
+    sandbox.model = codec.sandbox_from_proto(
+        state_pb2.Sandbox.FromString(bytes.fromhex(str(document["sandbox"])))
+    )
+    shape = bytes.fromhex(str(document["shape"]))
+    sandbox.shape = codec.shape_from_proto(state_pb2.MachineShape.FromString(shape)) if shape else None
+    sandbox.life = Life(document["life"])
+    sandbox.created_at_ns = int(str(document["created_at_ns"]))
+    sandbox.started_from = str(document["started_from"])
+    sandbox.boot_id = str(document["boot_id"])
+    wish = document["wish"]
+    assert isinstance(wish, dict)
+    sandbox.wish = Wish(**{**wish, "nameservers": tuple(wish["nameservers"])})
+
+
+async def _find_machine(sandbox: LiveSandbox) -> None:
+    assert sandbox.shape is not None
+    spec = await sandbox.booter.find(sandbox.model, sandbox.shape)
+    machine = await sandbox.parts.vmm.reattach(spec)
+    sandbox.spec = spec
+    if machine is None:
+        log.warning("the VM of sandbox %s has ended while no shim was there", sandbox.sandbox_id)
+        if not sandbox.places.unfinished_session():
+            await sandbox.end(EXIT_KILLED)
+        return
+    sandbox.machine = machine
+    sandbox.watch()
+    sandbox.guest = await sandbox.parts.connect_guest(
+        machine.agent_socket, sandbox.config.migration.limits.agent_reply_s
+    )
+    log.info("sandbox %s: found its VM, process %d", sandbox.sandbox_id, machine.pid)
+
+
+async def follow_again(sandbox: LiveSandbox) -> None:
+    """Take up the processes where the files end. The guest must run, or come to run: its agent is asked."""
+    assert sandbox.guest is not None
+    bases = sandbox.processes.bases_on_disk()
+    try:
+        processes: list[GuestProcess] = await sandbox.guest.list_processes()
+    except SandshiftError as error:
+        log.warning("the agent of sandbox %s does not answer: %s", sandbox.sandbox_id, error)
+        return
+    for process in processes:
+        sandbox.processes.adopt(
+            process.process_id, process.pid, process.args, bases.get(process.process_id, {})
+        )
+    sandbox.processes.follow(sandbox.guest)
