@@ -14,11 +14,11 @@ from google.protobuf.wrappers_pb2 import BytesValue, UInt64Value
 from bench.ttrpc.measures import TIMEOUT_S, measure
 
 
-async def echo(request: BytesValue, context: Any) -> BytesValue:
+async def echo(request: BytesValue, _context: Any) -> BytesValue:
     return request
 
 
-async def blast(request: UInt64Value, context: Any) -> AsyncIterator[BytesValue]:
+async def blast(request: UInt64Value, _context: Any) -> AsyncIterator[BytesValue]:
     message = BytesValue(value=bytes(request.value & 0xFFFFFFFF))
     for _ in range(request.value >> 32):
         yield message

@@ -16,11 +16,11 @@ ECHO = ttrpc.Method("interop.Echo", "Echo", ttrpc.Shape.UNARY, BytesValue, Bytes
 BLAST = ttrpc.Method("interop.Echo", "Blast", ttrpc.Shape.SERVER_STREAM, UInt64Value, BytesValue)
 
 
-async def echo(request: BytesValue, context: ttrpc.CallContext) -> BytesValue:
+async def echo(request: BytesValue, _context: ttrpc.CallContext) -> BytesValue:
     return request
 
 
-async def blast(request: UInt64Value, context: ttrpc.CallContext) -> AsyncIterator[BytesValue]:
+async def blast(request: UInt64Value, _context: ttrpc.CallContext) -> AsyncIterator[BytesValue]:
     message = BytesValue(value=bytes(request.value & 0xFFFFFFFF))
     for _ in range(request.value >> 32):
         yield message

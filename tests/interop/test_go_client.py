@@ -12,7 +12,7 @@ import ttrpc
 from tests.interop.echo import EchoServer
 
 CHECKS = re.findall(
-    r'^\t"([^"]+)": +check\w+,$', (Path(__file__).parent / "go" / "checks.go").read_text(), re.M
+    r'^\t"([^"]+)": +check\w+,$', (Path(__file__).parent / "go" / "checks.go").read_text(), re.MULTILINE
 )
 
 

@@ -90,10 +90,10 @@ async def test_empty_messages_of_a_stream_are_messages(client: ttrpc.Client) -> 
 
 
 async def test_what_came_before_an_error_is_given_first(client: ttrpc.Client) -> None:
-    got = []
+    stream = client.server_stream(echo.COUNT_FAIL, Int64Value(value=3))
+    got = [(await anext(stream)).value for _ in range(3)]
     with pytest.raises(StatusError) as caught:
-        async for message in client.server_stream(echo.COUNT_FAIL, Int64Value(value=3)):
-            got.append(message.value)
+        await anext(stream)
     assert (got, caught.value.code, caught.value.message) == ([0, 1, 2], Code.ABORTED, "after the last")
 
 
