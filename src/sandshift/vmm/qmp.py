@@ -37,7 +37,7 @@ CLOSE_S: Final = 2.0
 logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
 
 
-class QmpRefused(SandshiftError):
+class QmpRefused(Defect):
     """QEMU understood a command and refused it. Never leaves vmm/: the Machine says what it means."""
 
     def __init__(self, command: str, reason: str) -> None:
