@@ -18,6 +18,7 @@ from sandshift.errors import Unavailable
 
 FILE_MODE: Final = 0o600
 FOLDER_MODE: Final = 0o700
+UNKNOWN_SIZE: Final = -1
 
 T = TypeVar("T")
 
@@ -81,6 +82,7 @@ class AppendOnlyFile:
 
     @property
     def size_bytes(self) -> int:
+        """UNKNOWN_SIZE after a write that failed and could not be cut off again: `truncate` it."""
         return self._size
 
     def append(self, data: bytes, *, sync: bool = True) -> None:
@@ -93,12 +95,17 @@ class AppendOnlyFile:
             if sync:
                 os.fdatasync(self._descriptor)
         except OSError as error:
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._descriptor, self._size)
+            self._cut_back()
             raise Unavailable(
                 f"{self.path} cannot be written: {error.strerror}; nothing was done. Free space or mend the disk, then repeat"
             ) from error
         self._size += len(data)
+
+    def _cut_back(self) -> None:
+        try:
+            os.ftruncate(self._descriptor, self._size)
+        except OSError:
+            self._size = UNKNOWN_SIZE
 
     def truncate(self, size_bytes: int) -> None:
         """Cut a torn tail off. Blocks."""

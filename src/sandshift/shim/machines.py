@@ -6,20 +6,23 @@ import asyncio
 import itertools
 import secrets
 import tempfile
+import time
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from sandshift.errors import NotFound
+from sandshift.errors import NotFound, Rejected
 from sandshift.image import build as image_build
 from sandshift.image import template
 from sandshift.image.store import published
 from sandshift.sandbox.model import NetworkCard
+from sandshift.sandbox.preflight import DestinationFacts, DiskFacts
 from sandshift.sandbox.shape import is_card
 from sandshift.session.right_licence import licence_of
 from sandshift.shim.parts import BootFiles, Wish
+from sandshift.vmm.host import survey
 from sandshift.vmm.machine import DiskSource, MachineSpec
 from sandshift.vmm.standard import DiskPlan, standard_shape
 
@@ -56,11 +59,17 @@ class HostMachines:
                 f"there is no guest image in {self._cache_dir}: make it with 'sandshift image build'"
             )
         vm = self._config.vm
+        here = await survey(vm, self._cache_dir, image.kernel)
+        if vm.machine_type and vm.machine_type not in here.machine_types:
+            raise Rejected(
+                f"vm.machine_type = {vm.machine_type!r}: QEMU {here.version} has {', '.join(here.machine_types)}"
+            )
         shape = standard_shape(
-            machine_type=vm.machine_type or "pc-q35-10.0",
-            accelerator="tcg",
-            cpu_model=vm.cpu_model or "max",
-            qemu_version="10.0.2",
+            machine_type=vm.machine_type or here.machine_types[0],
+            accelerator=here.accelerator,
+            cpu_model=vm.cpu_model or here.cpu_model,
+            cpu_features=here.cpu_features,
+            qemu_version=here.version,
             memory_bytes=wish.memory_bytes or vm.memory_mib * MIB,
             vcpus=wish.vcpus or vm.vcpus,
             kernel_command_line=image.kernel_command_line,
@@ -76,13 +85,33 @@ class HostMachines:
 
     async def files_for(self, shape: MachineShape) -> BootFiles:
         images = await asyncio.to_thread(published, self._cache_dir)
-        wanted = {device.content_digest for device in shape.devices if device.content_digest}
+        wanted = _digests(shape)
         for image in images:
             if image.root_digest in wanted and image.description.kernel_sha256 == shape.kernel_sha256:
                 return _files(image)
         raise NotFound(
             f"this host has no guest image with root {', '.join(sorted(wanted))}: build the image of the same release, "
             f"or copy {self._cache_dir}/images from the source"
+        )
+
+    async def facts(self, shape: MachineShape) -> DestinationFacts:
+        images = await asyncio.to_thread(published, self._cache_dir)
+        fitting = next((image for image in images if image.root_digest in _digests(shape)), None)
+        image = fitting or next(iter(images), None)
+        here = await survey(self._config.vm, self._cache_dir, image.kernel if image else None)
+        disk = DiskFacts(image.description.root_bytes, image.root_digest) if image else None
+        return DestinationFacts(
+            qemu_version=here.version,
+            accelerator=here.accelerator,
+            machine_types=frozenset(here.machine_types),
+            cpu_models=here.cpu_model_names,
+            cpu_features=frozenset(here.cpu_features_most),
+            drivers=frozenset(here.drivers),
+            memory_free_bytes=await asyncio.to_thread(free_memory_bytes),
+            kernel_sha256=image.description.kernel_sha256 if image else "",
+            initramfs_sha256=image.description.initramfs_sha256 if image else "",
+            disks={"disk0": disk} if disk else {},
+            now_us=time.time_ns() // 1000,
         )
 
     async def template_for(self, shape: MachineShape, files: BootFiles) -> Path:
@@ -128,6 +157,19 @@ def nobodys(shape: MachineShape) -> MachineShape:
         replace(device, mac=next(macs)) if is_card(device) else device for device in shape.devices
     )
     return replace(shape, uuid=str(uuid.UUID(int=0)), generation_id=str(uuid.uuid4()), devices=devices)
+
+
+def free_memory_bytes() -> int:
+    """What the kernel says new programs can have. Source: MemAvailable in /proc/meminfo. Blocks."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == "MemAvailable":
+            return int(value.split()[0]) << 10
+    return 0
+
+
+def _digests(shape: MachineShape) -> set[str]:
+    return {device.content_digest for device in shape.devices if device.content_digest}
 
 
 def _files(image: GuestImage) -> BootFiles:

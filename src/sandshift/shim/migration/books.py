@@ -153,9 +153,9 @@ class Books:
         if self._spoilt:
             await self._reread()
         self._compact_if_due()
-        data = self._journal.append(*added)
+        at_bytes, data = self._journal.size_bytes, self._journal.append(*added)
         try:
-            await self._disk.run(lambda: self._file.append(data))
+            await self._disk.run(lambda: self._write(data, at_bytes))
         except Unavailable:
             self._spoilt = True
             raise
@@ -164,8 +164,16 @@ class Books:
         if self._spoilt:
             return
         self._compact_if_due()
-        data = self._journal.append(added)
-        self._disk.soon(lambda: self._file.append(data, sync=False), self._spoil)
+        at_bytes, data = self._journal.size_bytes, self._journal.append(added)
+        self._disk.soon(lambda: self._write(data, at_bytes, sync=False), self._spoil)
+
+    def _write(self, data: bytes, at_bytes: int, *, sync: bool = True) -> None:
+        """On the disk's thread. A record is good only at its own place, so none is written after one that failed."""
+        if self._file.size_bytes != at_bytes:
+            raise Unavailable(
+                f"{self._places.journal_file}: an earlier record could not be written, so nothing was done; repeat"
+            )
+        self._file.append(data, sync=sync)
 
     def _spoil(self, error: BaseException) -> None:
         log.error("%s: %s", self._places.journal_file, error)
@@ -174,7 +182,7 @@ class Books:
     async def _reread(self) -> None:
         def read() -> Journal:
             found = replay(self._places.journal_file.read_bytes())
-            if found.torn_bytes:
+            if self._file.size_bytes != found.valid_bytes or found.torn_bytes:
                 self._file.truncate(found.valid_bytes)
             return Journal(found)
 
