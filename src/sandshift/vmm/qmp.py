@@ -26,7 +26,7 @@ from qemu.qmp import (
     StateError,
 )
 
-from sandshift.errors import PeerProtocolError, SandshiftError, Unavailable
+from sandshift.errors import Defect, PeerProtocolError, Unavailable
 from sandshift.vmm.machine import MachineEvent
 from sandshift.vmm.process import connect_unix
 
