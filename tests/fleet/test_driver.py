@@ -178,16 +178,23 @@ async def test_an_interrupt_while_the_destination_resumes_is_too_late_and_the_mo
     assert world.runners == ["b"]
 
 
-async def test_an_id_that_the_destination_has_already_is_refused_and_nothing_has_changed(
-    world: World,
-) -> None:
+async def test_an_id_that_the_destination_has_already_is_refused_and_both_run_on(world: World) -> None:
     await world.run_sandbox("a")
     await world.run_sandbox("b")
     result = await migrate(world.migration())
-    assert result.outcome is Outcome.REFUSED
+    assert result.outcome is Outcome.UNDONE
+    assert result.warnings == ()
     assert isinstance(result.reason, AlreadyThere)
     assert "host b has a sandbox s-1 already" in result.reason.message
     assert world.runners == ["a", "b"]
+
+
+async def test_what_a_killed_coordinator_left_on_the_destination_is_taken_over(world: World) -> None:
+    await world.run_sandbox("a")
+    await world.start(world.host("b"), "default", SANDBOX)
+    result = await migrate(world.migration())
+    assert result.moved
+    assert world.runners == ["b"]
 
 
 async def test_both_hosts_being_the_same_place_is_refused(world: World) -> None:

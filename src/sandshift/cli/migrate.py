@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -138,6 +139,8 @@ def tell(frame: Frame, result: MigrationResult) -> None:
     if result.moved:
         return
     click.echo(f"sandshift: {one_line(explanation(result))}", err=True)
+    if frame.verbose and result.reason is not None:
+        click.echo("".join(traceback.format_exception(result.reason)), err=True, nl=False)
     raise SystemExit(EXIT_UNDECIDED if result.outcome is Outcome.UNDECIDED else EXIT_FAILED)
 
 

@@ -10,7 +10,7 @@ from typing import Final
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.duration_pb2 import Duration
 
-from sandshift.errors import AlreadyThere, Defect, IllegalMove, SandshiftError, Unavailable
+from sandshift.errors import AlreadyThere, Defect, IllegalMove, NotFound, SandshiftError, Unavailable
 from sandshift.fleet.channel import Channel, describe, make_channel
 from sandshift.fleet.host import Host, delete_shim, start_shim
 from sandshift.fleet.request import Migration
@@ -181,7 +181,7 @@ class Calls:
         """Start the destination's shim and make the sandbox that may only receive. A failure leaves no shim of ours."""
         migration = self._migration
         host, namespace, sandbox_id = migration.destination, migration.namespace, migration.sandbox_id
-        await refuse_if_taken(host, namespace, sandbox_id)
+        await refuse_if_taken(host, namespace, sandbox_id, awaiting_is_free=True)
         await start_shim(host, namespace, sandbox_id)
         await self.connect(Side.DESTINATION)
         request = sandbox_pb2.CreateSandboxRequest(
@@ -201,8 +201,16 @@ class Calls:
 
         Raises IllegalMove if it has a VM or a session after all: such a shim is never ended from here.
         """
-        shim = self.shim(side)
-        status = await shim.status()
+        try:
+            shim = await self._connected(side)
+            status = await shim.status()
+        except NotFound:
+            return
+        except Unavailable:
+            # It died. What it left is removed, save for a session: that is brought back.
+            host, migration = self._migration.host(side), self._migration
+            await delete_shim(host, migration.namespace, migration.sandbox_id)
+            return
         if status.session.active or status.vm_state not in EMPTY_STATES:
             raise IllegalMove(
                 f"{self._migration.where(side)}, has a VM ({status.vm_state}) and is left as it is"
@@ -214,6 +222,11 @@ class Calls:
         del self._shims[side]
         await delete_shim(shim.host, shim.namespace, shim.sandbox_id)
 
+    async def _connected(self, side: Side) -> Shim:
+        if side not in self._shims:
+            await self.connect(side)
+        return self._shims[side]
+
     async def _replace(self, side: Side, shim: Shim) -> None:
         former = self._shims.get(side)
         self._shims[side] = shim
@@ -221,15 +234,30 @@ class Calls:
             await former.close()
 
 
-async def refuse_if_taken(host: Host, namespace: str, sandbox_id: str) -> None:
-    """Raises AlreadyThere if a shim of that id answers on `host`."""
+async def refuse_if_taken(
+    host: Host, namespace: str, sandbox_id: str, *, awaiting_is_free: bool = False
+) -> None:
+    """Raises AlreadyThere if `host` has a sandbox of that id.
+
+    A shim without a sandbox is none: a coordinator that was killed left it, and the next one takes it over.
+
+    Args:
+        host, namespace, sandbox_id: the place.
+        awaiting_is_free: neither is one that waits to receive a sandbox and has no session.
+    """
     if not host.has_shim(namespace, sandbox_id):
         return
     try:
         shim = await connect(host, namespace, sandbox_id)
     except Unavailable:
         return
-    await shim.close()
+    try:
+        status = await shim.status()
+    finally:
+        await shim.close()
+    is_unmade = status.vm_state == "absent" and not status.session.active
+    if is_unmade and (awaiting_is_free or not status.HasField("created_at")):
+        return
     raise AlreadyThere(
         f"host {host.name} has a sandbox {sandbox_id} already: stop it with 'sandshift stop {sandbox_id}' there, or"
         " choose another id"

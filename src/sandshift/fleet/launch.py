@@ -83,8 +83,12 @@ async def launch(host: Host, wish: Wish) -> Shim:
         AlreadyThere: the id is taken. Rejected, Blocked, NoRoom, Unavailable: what the shim says about the sandbox.
     """
     await refuse_if_taken(host, wish.namespace, wish.sandbox_id)
-    await start_shim(host, wish.namespace, wish.sandbox_id)
-    shim = await connect(host, wish.namespace, wish.sandbox_id)
+    try:
+        await start_shim(host, wish.namespace, wish.sandbox_id)
+        shim = await connect(host, wish.namespace, wish.sandbox_id)
+    except BaseException:
+        await delete_shim(host, wish.namespace, wish.sandbox_id)
+        raise
     try:
         await _create_and_start(shim, wish)
     except (AlreadyThere, IllegalMove):

@@ -6,6 +6,7 @@ A move whose way forward is open goes on where it stands; any other is finished 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 from sandshift.errors import IllegalMove, NotFound, SandshiftError
@@ -33,14 +34,18 @@ async def migrate_or_resume(
     was_there = {side: migration.host(side).has_shim(*place) for side in Side}
     calls = Calls(migration)
     try:
-        views = await _look(migration, calls)
+        try:
+            views = await _look(migration, calls)
+        except asyncio.CancelledError:
+            await _send_visitors_home(calls, was_there)
+            raise
         done = joinable(views, destination_open=was_there[Side.DESTINATION])
         if views.known and done is None:
             result = await uninterrupted(_recover(migration, calls))
             await _send_visitors_home(calls, was_there)
             return result
         if not done:
-            await _send_visitors_home(calls, was_there)
+            await uninterrupted(_send_visitors_home(calls, was_there))
     finally:
         await calls.close()
     if not views.known and not was_there[Side.SOURCE]:

@@ -1,6 +1,6 @@
 """One migration as its coordinator sees it: which call is next, on which side. All of it, and nothing but that.
 
-    FORWARD   D.OPEN > S.EXPORT > D.IMPORT > D.PREPARE > S.CONNECT > D.SOCKET > S.SOCKET
+    FORWARD   S.EXPORT > D.OPEN > D.IMPORT > D.PREPARE > S.CONNECT > D.SOCKET > S.SOCKET
               > S.TRANSFER with D.TRANSFER > D.RESUME > S.STOP > S.CLEANUP with D.CLEANUP > S.CLOSE
     UNWIND    S.CANCEL with D.CANCEL > S.RESUME > D.STOP > S.CLEANUP with D.CLEANUP > D.CLOSE
     RECOVER   nobody here knows who holds the right to run: `fleet/recover.py` asks both sides
@@ -14,6 +14,8 @@ The rules that matter, each a test:
   answers so too (contract 4.7).
 * Until D.RESUME is asked for, a failure is undone by UNWIND: the source keeps the right and needs nobody's consent.
   From then on a failure means RECOVER: the answer may be lost and the guest run.
+* S.EXPORT comes first: the source has one session at a time, so of two coordinators with different sessions only one
+  ever touches the destination.
 * A call that may have had an effect is never left behind: UNWIND waits for its answer first, save for the transfers,
   which CANCEL ends.
 * D.SOCKET comes before S.SOCKET: of two coordinators at work on one session exactly one hands the destination its
@@ -95,14 +97,14 @@ DESTINATION_CLEANUP: Final = _destination(Call.CLEANUP)
 SOURCE_CLOSE: Final = _source(Call.CLOSE)
 DESTINATION_CLOSE: Final = _destination(Call.CLOSE)
 
-BEFORE_TRANSFER: Final = (OPEN, EXPORT, IMPORT, PREPARE, CONNECT, DESTINATION_SOCKET, SOURCE_SOCKET)
+BEFORE_TRANSFER: Final = (EXPORT, OPEN, IMPORT, PREPARE, CONNECT, DESTINATION_SOCKET, SOURCE_SOCKET)
 TRANSFERS: Final = frozenset({SOURCE_TRANSFER, DESTINATION_TRANSFER})
 
 FORWARD: Final[Mapping[Step, tuple[Step, ...]]] = MappingProxyType(
     {
-        OPEN: (),
-        EXPORT: (OPEN,),
-        IMPORT: (EXPORT,),
+        EXPORT: (),
+        OPEN: (EXPORT,),
+        IMPORT: (EXPORT, OPEN),
         PREPARE: (IMPORT,),
         CONNECT: (PREPARE,),
         DESTINATION_SOCKET: (CONNECT,),

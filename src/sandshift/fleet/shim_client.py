@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable
+from pathlib import Path
 from typing import Final, TypeVar
 
 import ttrpc
@@ -18,6 +19,9 @@ from sandshift.wire.sandshift.shim_ttrpc import ShimClient
 CONNECT_S: Final = 5.0
 STATUS_S: Final = 5.0
 """Status looks at records and asks QEMU at most one question."""
+
+LOG_NAME: Final = "shim.log"
+LOG_SHOWN_BYTES: Final = 4096
 
 T = TypeVar("T")
 
@@ -43,12 +47,16 @@ class Shim:
 
     def _error_of(self, status: ttrpc.StatusError) -> SandshiftError:
         error = from_status(status)
-        if isinstance(error, Defect):
-            log = self.host.config.sandbox_run_dir(self.namespace, self.sandbox_id) / "shim.log"
-            return Defect(
-                f"the shim of sandbox {self.sandbox_id} on host {self.host.name} met what nobody foresaw"
-                f" ({error.message}): see {log}"
-            )
+        is_lost = isinstance(status, ttrpc.ConnectionClosed)
+        if not is_lost and not isinstance(error, Defect):
+            return error
+        log = self.host.config.sandbox_run_dir(self.namespace, self.sandbox_id) / LOG_NAME
+        what = "went away" if is_lost else "met what nobody foresaw"
+        error = type(error)(
+            f"the shim of sandbox {self.sandbox_id} on host {self.host.name} {what} ({error.message}): its log is"
+            f" {log}, and --verbose shows the end of it"
+        )
+        error.add_note(last_lines(log))
         return error
 
     async def status(self, session_id: str = "") -> shim_pb2.StatusResponse:
@@ -72,6 +80,14 @@ class Shim:
     async def aclose(self) -> None:
         """`close`, for contextlib.aclosing."""
         await self.close()
+
+
+def last_lines(log: Path) -> str:
+    """The end of a shim's log, which may be gone before a person reads the error; empty if it cannot be read."""
+    try:
+        return log.read_bytes()[-LOG_SHOWN_BYTES:].decode(errors="replace")
+    except OSError:
+        return ""
 
 
 async def connect(host: Host, namespace: str, sandbox_id: str) -> Shim:

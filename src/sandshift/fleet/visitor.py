@@ -23,8 +23,8 @@ async def visitor(host: Host, namespace: str, sandbox_id: str) -> AsyncIterator[
         AlreadyThere: the id is taken. And what `start_shim` raises.
     """
     await refuse_if_taken(host, namespace, sandbox_id)
-    await start_shim(host, namespace, sandbox_id)
     try:
+        await start_shim(host, namespace, sandbox_id)
         shim = await connect(host, namespace, sandbox_id)
         async with contextlib.aclosing(shim):
             try:
