@@ -222,6 +222,10 @@ class Destination(SessionSide):
     def _saw(self) -> DestinationSaw:
         return DestinationSaw(self._heard_at_us, self._stamps.resumed_us, self._round_trip_us)
 
+    @property
+    def machine_shape(self) -> MachineShape | None:
+        return self.shape
+
     def report(self) -> Report:
         skew_us = clock_skew_us(self._source_says(), self._saw())
         if warning := skew_warning(skew_us):

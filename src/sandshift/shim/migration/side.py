@@ -102,8 +102,9 @@ class SessionSide(ABC):
     async def destroy_vm(self) -> None: ...
 
     @property
+    @abstractmethod
     def machine_shape(self) -> MachineShape | None:
-        return self.sandbox.spec.shape if self.sandbox.spec is not None else None
+        """The machine that moves."""
 
     def moment(self, what: str) -> None:
         if len(self.moments) < TIMELINE_MAX:

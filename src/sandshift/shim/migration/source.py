@@ -27,6 +27,7 @@ from sandshift.vmm.machine import ChannelSecurity, MigrationStatus, RunState
 from sandshift.wire.sandshift import state_pb2
 
 if TYPE_CHECKING:
+    from sandshift.sandbox.shape import MachineShape
     from sandshift.vmm.machine import Machine, MachineEvent
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ class Source(SessionSide):
     pacer: Pacer | None = None
     checksum_ms = 0.0
     _continued_at_us = 0
+    _shape: MachineShape | None = None
     _completed_at_us = 0
     _task_follow: asyncio.Task[None] | None = None
 
@@ -50,6 +52,7 @@ class Source(SessionSide):
 
     async def _transfer(self, deadline_s: float, *, anew: bool) -> None:
         machine = self.sandbox.require_machine()
+        self._shape = machine.shape
         assert self.session.channel is not None or not anew
         await self.mark_started()
         pacer = self.pacer = Pacer(
@@ -182,6 +185,10 @@ class Source(SessionSide):
         await machine.cancel_transfer()
         self.sandbox.processes.thaw()
         await self.fail(rule.outcome, rule.message)
+
+    @property
+    def machine_shape(self) -> MachineShape | None:
+        return self._shape
 
     def report(self) -> Report:
         stamps = SourceStamps(self.stopped_at_us, self._continued_at_us, completed_us=self._completed_at_us)
