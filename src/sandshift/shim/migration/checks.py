@@ -5,15 +5,14 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from google.protobuf.message import DecodeError
-
-from sandshift.errors import Blocker, Rejected, SandshiftError
+from sandshift.errors import Blocker, SandshiftError
 from sandshift.sandbox import codec, preflight
 from sandshift.session import options as option_rules
+from sandshift.session import saved
 from sandshift.session.options import Backend, Options
 from sandshift.shim.sandbox import Life
 from sandshift.vmm.machine import RunState
-from sandshift.wire.sandshift import shim_pb2, state_pb2
+from sandshift.wire.sandshift import shim_pb2
 
 if TYPE_CHECKING:
     from sandshift.sandbox.model import Sandbox
@@ -66,16 +65,14 @@ async def preflight_source(
     if sandbox.spec is not None:
         options, problems = _options(request, sandbox.spec.shape)
         blockers += problems
-        description = state_pb2.SavedSandbox(
+        description = saved.Description(
             sandbox=codec.sandbox_to_proto(sandbox.frozen_model()),
             machine=codec.shape_to_proto(sandbox.spec.shape),
-            options=option_rules.to_proto(options),
-            encryption=state_pb2.ENCRYPTION_NONE
-            if sandbox.config.migration.encryption == "off"
-            else state_pb2.ENCRYPTION_TLS_PSK,
+            options=options,
+            encrypted=sandbox.config.migration.encryption != "off",
+            exported_at_us=time.time_ns() // 1000,
         )
-        description.exported_at.FromMicroseconds(time.time_ns() // 1000)
-        response.description = description.SerializeToString()
+        response.description = saved.describe(description)
     response.blockers.extend(_messages(blockers))
     return response
 
@@ -84,18 +81,15 @@ async def preflight_destination(
     sandbox: LiveSandbox, request: shim_pb2.PreflightRequest
 ) -> shim_pb2.PreflightResponse:
     """What stands in the way of the described sandbox here."""
-    try:
-        described = state_pb2.SavedSandbox.FromString(request.description)
-    except DecodeError as error:
-        raise Rejected("description: it is not what a source's Preflight answers") from error
+    described = saved.read_description(request.description)
     model = codec.sandbox_from_proto(described.sandbox)
     shape = codec.shape_from_proto(described.machine)
     blockers, warnings = await destination_blockers(
         sandbox,
         model,
         shape,
-        exported_at_us=described.exported_at.ToMicroseconds(),
-        encrypted=described.encryption == state_pb2.ENCRYPTION_TLS_PSK,
+        exported_at_us=described.exported_at_us,
+        encrypted=described.encrypted,
     )
     if sandbox.life not in (Life.ABSENT, Life.AWAITING):
         blockers.append(Blocker("sandbox.id", f"{sandbox.sandbox_id} exists on this host", "stop it first"))
