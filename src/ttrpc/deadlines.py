@@ -1,8 +1,9 @@
 """Deadlines of many calls under one coarse timer. Pure: time comes in as an argument.
 
-A timer per call costs more than the call. Deadlines are put into buckets of `RESOLUTION_S`; adding and removing touch
-one set, and one timer waits for the earliest bucket that is not empty. A deadline is never early, and late by at most
-one bucket.
+A timer per call costs more than the call. Deadlines are put into buckets; adding and removing touch one set, and one timer
+waits for the earliest bucket that is not empty. A deadline is never early, and late by at most its bucket's width:
+`RESOLUTION_S` for near ones, about a 500th of the time that was left for far ones. So the number of buckets is bounded,
+however many calls come and go before the first is due.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from collections.abc import Hashable
 from typing import Final, Generic, TypeVar
 
 RESOLUTION_S: Final = 0.01
+_SPAN_BITS: Final = 10
+"""Up to 2 ** this many ticks ahead a bucket is one tick wide; twice as far, two; and so on."""
 
 T = TypeVar("T", bound=Hashable)
 
@@ -26,9 +29,13 @@ class Deadlines(Generic[T]):
         self._buckets: dict[int, set[T]] = {}
         self._order: list[int] = []
 
-    def add(self, item: T, due_s: float) -> int:
+    def add(self, item: T, due_s: float, now_s: float) -> int:
         """Remember `item` until `due_s`; the answer is its bucket."""
         bucket = math.ceil(due_s / RESOLUTION_S)
+        ahead = bucket - int(now_s / RESOLUTION_S)
+        if ahead >> _SPAN_BITS:
+            width_bits = ahead.bit_length() - _SPAN_BITS
+            bucket = ((bucket >> width_bits) + 1) << width_bits
         items = self._buckets.get(bucket)
         if items is None:
             self._buckets[bucket] = {item}

@@ -66,5 +66,5 @@ def request_suffix(timeout_s: float | None, metadata: Mapping[str, str | Sequenc
 @lru_cache(maxsize=256)
 def _timeout(timeout_s: float) -> bytes:
     # 0 on the wire would be no deadline at all.
-    nanoseconds = max(1, min(int(timeout_s * 1e9), TIMEOUT_NANO_MAX))
+    nanoseconds = TIMEOUT_NANO_MAX if timeout_s * 1e9 >= TIMEOUT_NANO_MAX else max(1, int(timeout_s * 1e9))
     return Request(timeout_nano=nanoseconds).SerializeToString()

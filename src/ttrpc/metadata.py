@@ -52,6 +52,8 @@ def key_values(metadata: Mapping[str, str | Sequence[str]]) -> list[KeyValue]:
         ((key, metadata.all(key)) for key in metadata) if isinstance(metadata, Metadata) else metadata.items()
     )
     for key, value in source:
-        values = (value,) if isinstance(value, str) else value
-        pairs.extend(KeyValue(key=key.lower(), value=one) for one in values)
+        for one in (value,) if isinstance(value, str) else value:
+            if not isinstance(one, str):
+                raise TypeError(f"metadata {key!r}: values are strings, ttrpc has no binary metadata")
+            pairs.append(KeyValue(key=key.lower(), value=one))
     return pairs

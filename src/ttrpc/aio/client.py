@@ -105,7 +105,7 @@ class ClientConnection(Connection):
         call = calls.open_call(method, payload, timeout_s, metadata)
         call.handle = pending = Pending()
         if timeout_s is not None:
-            pending.bucket = self.add_deadline(call, self._loop.time() + timeout_s)
+            pending.bucket = self.add_deadline(call, timeout_s)
         self.flush_soon(alone=len(calls.open) == 1)
         return call
 
@@ -131,6 +131,26 @@ class ClientConnection(Connection):
         self.flush_soon(alone=False)
         if not self.writable:
             await self.until_writable()
+
+    async def room(self, timeout_s: float | None) -> float | None:
+        """Wait until the server keeps up; how much of `timeout_s` is left then.
+
+        Raises:
+            StatusError: DEADLINE_EXCEEDED.
+        """
+        start_s = self._loop.time()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self.until_writable()
+        except TimeoutError:
+            raise StatusError(Code.DEADLINE_EXCEEDED, DEADLINE_MESSAGE) from None
+        return None if timeout_s is None else timeout_s - (self._loop.time() - start_s)
+
+    def drop_soon(self, call: ClientCall) -> None:
+        """The stream's object is gone, so nobody will read it or end it. May be called from any thread."""
+        if not self.lost and not self._loop.is_closed():
+            error = StatusError(Code.CANCELLED, "the stream was dropped")
+            self._loop.call_soon_threadsafe(self.cancel, call, error)
 
     def ended(self, call: ClientCall) -> None:
         """A call has ended: its deadline is not needed any more."""
@@ -195,8 +215,7 @@ class Client:
         connection = self._connection
         payload = request.SerializeToString()
         if not connection.writable:
-            async with asyncio.timeout(timeout_s):
-                await connection.until_writable()
+            timeout_s = await connection.room(timeout_s)
         call = connection.begin(method, payload, timeout_s, metadata)
         pending: Pending = call.handle
         pending.waiter = waiter = connection.new_waiter()

@@ -214,8 +214,11 @@ class Connection(asyncio.BufferedProtocol):
 
     # Deadlines.
 
-    def add_deadline(self, call: Any, due_s: float) -> int:
-        bucket = self.deadlines.add(call, due_s)
+    def add_deadline(self, call: Any, timeout_s: float) -> int:
+        """`_expire` will be called when this much time has passed; the answer is what `deadlines.discard` wants."""
+        now_s = self._loop.time()
+        due_s = now_s + timeout_s
+        bucket = self.deadlines.add(call, due_s, now_s)
         if self._timer is None or due_s < self._timer_due_s:
             self._set_timer()
         return bucket

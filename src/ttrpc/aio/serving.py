@@ -100,7 +100,7 @@ class ServerConnection(Connection):
         task.add_done_callback(self.tasks.discard)
         timeout_s = call.timeout_s
         if timeout_s is not None and call.open:
-            running.bucket = self.add_deadline(call, self._loop.time() + timeout_s)
+            running.bucket = self.add_deadline(call, timeout_s)
 
     # Handlers. Neither raises, but for KeyboardInterrupt and SystemExit.
 

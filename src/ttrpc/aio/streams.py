@@ -51,6 +51,10 @@ class _Stream(Generic[RequestT, ResponseT]):
             self._call, StatusError(Code.CANCELLED, "the call was cancelled by its caller")
         )
 
+    def __del__(self) -> None:
+        if not self._call.done:
+            self._connection.drop_soon(self._call)
+
     async def __aenter__(self) -> Self:
         return self
 
@@ -88,7 +92,7 @@ class _Receiving(_Stream[RequestT, ResponseT], AsyncIterator[ResponseT]):
         assert inbox is not None
         while not inbox.messages:
             if call.done:
-                if call.error is not None and call.error.code is not None:
+                if call.error is not None:
                     raise call.error
                 raise StopAsyncIteration
             await self._connection.wait(call)

@@ -62,6 +62,8 @@ class Pump(asyncio.Transport):
         self._closing = False
         self._undrained_bytes = 0
         self._high_bytes = 64 << 10
+        self._paused = False
+        """The protocol has been told to write no more."""
         self._draining: asyncio.Task[None] | None = None
         protocol.connection_made(self)
         self._reading = self._loop.create_task(self._task_read(), name="ttrpc-pump-read")
@@ -116,7 +118,8 @@ class Pump(asyncio.Transport):
         self._undrained_bytes += len(data)
         if self._draining is None:
             self._draining = self._loop.create_task(self._task_drain(), name="ttrpc-pump-drain")
-        if self._undrained_bytes > self._high_bytes:
+        if self._undrained_bytes > self._high_bytes and not self._paused:
+            self._paused = True
             self._protocol.pause_writing()
 
     async def _task_drain(self) -> None:
@@ -125,9 +128,9 @@ class Pump(asyncio.Transport):
             while self._undrained_bytes:
                 count = self._undrained_bytes
                 await self._inner.drain()
-                above = self._undrained_bytes > self._high_bytes
                 self._undrained_bytes -= count
-                if above and self._undrained_bytes <= self._high_bytes:
+                if self._paused and self._undrained_bytes <= self._high_bytes:
+                    self._paused = False
                     self._protocol.resume_writing()
         except Exception:  # noqa: BLE001  # reading sees why, or abort() ends it
             self.abort()
