@@ -106,6 +106,11 @@ class ShimServer:
         serving.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await serving
+        await self.let_go()
+
+    async def let_go(self) -> None:
+        """End this shim and nothing else: VM and session go on, for another shim to find."""
+        await self.desk.let_go()
         await self.sandbox.let_go()
 
 

@@ -281,6 +281,13 @@ class Desk:
             self._subscribers -= 1
             self._quiet_since_s = time.monotonic()
 
+    async def let_go(self) -> None:
+        """This shim ends; the session stays on disk, for another shim to take up."""
+        if self._task_orphan is not None:
+            self._task_orphan.cancel()
+        if self.active is not None:
+            await self.active.let_go()
+
     # A session that everybody has forgotten
 
     def take_up(self, active: Source | Destination) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -114,7 +113,7 @@ async def _take_channel_back(active: Source | Destination) -> None:
     cookie = active.books.state.notes.get(CHANNEL_NOTE)
     if machine is None or cookie is None:
         return
-    copy = await asyncio.to_thread(find_socket, machine.pid, NUMBER.unpack(cookie)[0])
+    copy = await asyncio.to_thread(find_socket, machine.channel_keeper_pid, NUMBER.unpack(cookie)[0])
     if copy is None:
         log.warning("the channel of session %s is gone; receipts will do", active.session.session_id)
         return
@@ -126,7 +125,7 @@ def find_socket(pid: int, cookie: int) -> int | None:
     """A copy of the socket with that SO_COOKIE, taken from process `pid`; None if it has none. Blocks."""
     for link in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(OSError, SandshiftError):
-            if not os.readlink(link).startswith("socket:"):
+            if not str(link.readlink()).startswith("socket:"):
                 continue
             copy = copy_descriptor(pid, int(link.name))
             with contextlib.suppress(SandshiftError):

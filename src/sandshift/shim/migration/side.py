@@ -231,6 +231,12 @@ class SessionSide(ABC):
             with contextlib.suppress(asyncio.CancelledError):
                 await task
 
+    async def let_go(self) -> None:
+        """This shim ends, the session does not: the VM holds the channel for the next one."""
+        await self.stop_transfer_task()
+        if self.session.channel is not None:
+            self.session.channel.close()
+
     async def close(self) -> None:
         """The session has ended: let go of everything but the VM and the record."""
         await self.stop_transfer_task()
