@@ -159,6 +159,10 @@ class FakeMachine:
         await self._answer("getfd")
         self.process.keep_channel(channel_fd)
 
+    @property
+    def channel_keeper_pid(self) -> int:
+        return os.getpid()
+
     async def drop_channel(self) -> None:
         await self._answer("closefd")
         self.process.drop_channel()

@@ -183,6 +183,11 @@ class Machine(Protocol):
         """Let the VM process hold a second, named copy of the channel, so that it outlives the shim (getfd)."""
         ...
 
+    @property
+    def channel_keeper_pid(self) -> int:
+        """The process in whose table of descriptors that copy is: a later shim takes it from there."""
+        ...
+
     async def drop_channel(self) -> None:
         """Close that copy, if there is one."""
         ...
