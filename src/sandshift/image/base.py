@@ -16,7 +16,8 @@ from typing import IO, Final
 
 from sandshift.errors import NoRoom, NotSupported, Unavailable
 
-PACKAGES: Final = ("python3", "runc", "iproute2", "busybox-static")
+PACKAGES: Final = ("python3", "runc", "iproute2", "busybox-static", "libstdc++6")
+"""libstdc++6 is for protobuf's compiled core."""
 KERNEL_PACKAGES: Final = {"debian": "linux-image-cloud-amd64", "ubuntu": "linux-image-virtual"}
 
 _NOT_UNPACKED: Final = (
@@ -137,6 +138,25 @@ def compile_python(root: Path, folder: str) -> None:
         raise Unavailable(
             f"guest image: {folder} does not compile: {(done.stderr or done.stdout).strip()[-300:]}"
         )
+
+
+def check_imports(root: Path, folder: str, modules: Sequence[str]) -> None:
+    """Import `modules` from `root`/`folder` with the root's own Python, so that what is missing is known before it boots.
+
+    Raises:
+        NotSupported: one of them cannot be imported, with Python's last words.
+    """
+    program = "import sys; sys.path.append(sys.argv[1]); [__import__(name) for name in sys.argv[2:]]"
+    done = subprocess.run(
+        [*_interpreter(root), "-S", "-B", "-c", program, str(root / folder), *modules],
+        env={"PYTHONHOME": str(root / "usr"), "LC_ALL": "C.UTF-8"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        said = done.stderr.strip().splitlines()[-1:] or ["no reason given"]
+        raise NotSupported(f"guest image: the guest's Python cannot run the agent: {said[0]}")
 
 
 def python_version(root: Path) -> str:

@@ -137,6 +137,7 @@ def _assemble(
     _copy_linked(base_folder / "root", root)
     own.write(files, root)
     base.compile_python(root, own.PLACE)
+    base.check_imports(root, own.PLACE, own.IMPORTS)
     built = work / "built"
     built.mkdir()
     pack_erofs(root, built / store.ROOT)

@@ -18,9 +18,15 @@ from sandshift.errors import NotSupported
 PLACE: Final = "opt/sandshift"
 """Where it lies in the root."""
 START_SCRIPT: Final = f"{PLACE}/start.py"
-_START: Final = f"""import sys
+IMPORTS: Final = ("google._upb._message", "sandshift.agent.main")
+"""What must work in the guest: protobuf's compiled core, and everything else."""
+_START: Final = f"""import gc, sys
+gc.disable()
 sys.path.append("/{PLACE}")
+sys.modules["ssl"] = None  # asyncio would load OpenSSL, and nothing here speaks TLS
 from sandshift.agent.main import main
+gc.enable()
+gc.freeze()
 main()
 """
 _ROOMS: Final = ("agent", "link", "wire")
