@@ -217,7 +217,7 @@ def start(arguments: Arguments, config: Config) -> bytes:
         run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         _enter_network_namespace(config)
         if os.fork() == 0:
-            _serve(arguments, config, listener, run_dir, stdin)
+            _serve(arguments, config, listener, run_dir)
         listener.close()
     with contextlib.suppress(OSError):
         if Path("config.json").exists():
@@ -229,18 +229,16 @@ def _read_stdin() -> bytes:
     return sys.stdin.buffer.read(STDIN_BYTES_MAX)
 
 
-def _serve(
-    arguments: Arguments, config: Config, listener: socket.socket, run_dir: Path, stdin: bytes
-) -> None:
+def _serve(arguments: Arguments, config: Config, listener: socket.socket, run_dir: Path) -> None:
     """The child: never returns."""
     code = 1
     try:
         _detach(run_dir / "shim.log")
         from sandshift.shim.serve import serve  # noqa: PLC0415 - only the child pays for asyncio and protobuf
 
-        serve(arguments, config, listener, stdin)
+        serve(arguments, config, listener)
         code = 0
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - the last line of a process: written down, whatever it is
         import traceback  # noqa: PLC0415
 
         traceback.print_exc()

@@ -62,6 +62,11 @@ class Places:
         """Present exactly while a session is open: Cleanup removes it last."""
         return self.state_dir / "session"
 
+    @property
+    def last_session_file(self) -> Path:
+        """How the last session ended: the same Finalize, Cancel or Cleanup of it may be said again."""
+        return self.state_dir / "last_session"
+
     def unfinished_session(self) -> bool:
         return self.journal_file.exists()
 

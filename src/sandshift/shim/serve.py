@@ -87,6 +87,7 @@ class ShimServer:
         """Go on with what an earlier shim of this sandbox left; callers wait in the socket's queue meanwhile."""
         if not await restore_sandbox(self.sandbox):
             return
+        await self.sandbox.disk.run(self.desk.remember)
         active = await restore_session(self.sandbox)
         if active is not None:
             self.desk.take_up(active)
@@ -114,7 +115,7 @@ class ShimServer:
         await self.sandbox.let_go()
 
 
-def serve(arguments: Arguments, config: Config, listener: socket.socket, stdin: bytes) -> None:
+def serve(arguments: Arguments, config: Config, listener: socket.socket) -> None:
     """Run the shim to its end. Blocks."""
     logging.basicConfig(
         level=logging.DEBUG if arguments.debug else logging.INFO,

@@ -37,6 +37,8 @@ class Channel:
         self._on_frame: Callable[[bytes], None] = lambda _data: None
         self._on_lost: Callable[[str], None] = lambda _why: None
         self.lost = False
+        self.peer = peer_of(descriptor)
+        """The other side's address; empty for a Unix socket."""
 
     @property
     def descriptor(self) -> int:
@@ -125,3 +127,12 @@ class Channel:
         if not self.lost:
             self.lost = True
             close_quietly(self._descriptor)
+
+
+def peer_of(descriptor: int) -> str:
+    """Where a connected socket leads, as far as it has an address."""
+    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as held:
+        name = held.getpeername()
+        if isinstance(name, tuple):
+            return str(name[0])
+    return ""

@@ -13,8 +13,9 @@ import time
 from collections.abc import AsyncIterator, Coroutine
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from sandshift.errors import IllegalMove, NoRoom, SandshiftError
+from sandshift.errors import IllegalMove, NoRoom, SandshiftError, Unavailable
 from sandshift.session.states import Action, Call, Outcome, Side, Standing, State, check
+from sandshift.shim.migration import last
 from sandshift.shim.migration.destination import Destination
 from sandshift.shim.migration.source import Source
 
@@ -43,9 +44,7 @@ class Desk:
         self.sandbox = sandbox
         self.active: Source | Destination | None = None
         self._opening = opening
-        self._last = Standing(State.IDLE)
-        self.last_cell: Cell | None = None
-        self.last_receipt = b""
+        self.last = last.LastSession()
         self._turn = asyncio.Lock()
         self._subscribers = 0
         self._calls = 0
@@ -58,7 +57,7 @@ class Desk:
     @property
     def standing(self) -> Standing:
         """The active session's; in Idle the last ended one's."""
-        return self.active.session.standing if self.active is not None else self._last
+        return self.active.session.standing if self.active is not None else self.last.standing
 
     def require_no_session(self, what: str) -> None:
         """Refuse at once what would change the sandbox while it moves (contract 4.13)."""
@@ -136,7 +135,7 @@ class Desk:
         await active.give_socket(descriptor)
         if isinstance(active, Destination) and not waiting:
             # It receives from the moment that it is prepared and has the socket, whoever calls what (contract 4.7).
-            active.begin_transfer(active.bounds.socket_wait_s, active.bounds.transfer_deadline_s)
+            active.begin_transfer(active.bounds.socket_wait_s)
 
     # The transfer, watched
 
@@ -220,7 +219,14 @@ class Desk:
         await active.session.force(expected)
 
     async def cancel(self, session_id: str) -> None:
-        await self._in_turn(self._cancel(session_id))
+        bound_s = self.sandbox.config.migration.limits.cancel_s
+        try:
+            async with asyncio.timeout(bound_s):
+                await self._in_turn(self._cancel(session_id))
+        except TimeoutError as error:
+            raise Unavailable(
+                f"session {session_id!r}: Cancel goes on and its outcome is not known after {bound_s:g} s: repeat it"
+            ) from error
 
     async def _cancel(self, session_id: str) -> None:
         if check(Call.CANCEL, self.standing, session_id) is Outcome.NO_EFFECT:
@@ -241,11 +247,9 @@ class Desk:
     async def _clean_up(self, active: Source | Destination) -> None:
         await active.settled()
         await self._decide(active, Call.CLEANUP)
-        self._last, self.last_cell, self.last_receipt = (
-            active.session.standing,
-            active.session.party.cell,
-            active.session.receipt(),
-        )
+        session = active.session
+        self.last = last.LastSession(session.standing, session.party.cell, session.receipt())
+        await self.sandbox.disk.run(lambda: last.keep(self.sandbox.places.last_session_file, self.last))
         self.active = None
         self.sandbox.on_vm_death = None
         await active.close()
@@ -289,6 +293,10 @@ class Desk:
             await self.active.let_go()
 
     # A session that everybody has forgotten
+
+    def remember(self) -> None:
+        """How the last session ended, under whatever shim. Blocks."""
+        self.last = last.read(self.sandbox.places.last_session_file)
 
     def take_up(self, active: Source | Destination) -> None:
         """Go on with a session that an earlier shim left."""

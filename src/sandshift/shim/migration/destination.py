@@ -96,11 +96,11 @@ class Destination(SessionSide):
 
     # The transfer
 
-    async def _transfer(self, deadline_s: float, *, anew: bool) -> None:
+    async def _transfer(self, *, anew: bool) -> None:
         machine = self.sandbox.require_machine()
         assert self.session.channel is not None
         events = EventQueue(machine)
-        patience = Patience(self.session.channel.descriptor, self.bounds.stall_s, deadline_s)
+        patience = Patience(self.session.channel.descriptor, self.bounds.stall_s)
         try:
             if anew or (status := (await machine.migration_info()).status) is MigrationStatus.NONE:
                 security = ChannelSecurity(self.books.session_key if self.books.encrypted else b"")
@@ -110,7 +110,9 @@ class Destination(SessionSide):
             while not self.session.transfer.done.done():
                 event = await events.next(POLL_S)
                 if event is None:
-                    if self.session.transfer.arrived.is_set() and (why := patience.is_over(time.monotonic())):
+                    if self.session.transfer.arrived.is_set() and (
+                        why := patience.is_over(time.monotonic(), self.deadline_s)
+                    ):
                         await self.fail(*why)
                 else:
                     await self._on_event(machine, event)
@@ -294,20 +296,19 @@ class Destination(SessionSide):
 class Patience:
     """How long a destination waits for bytes: the transfer's deadline, and a stall. Reads the kernel's count of the socket."""
 
-    def __init__(self, descriptor: int, stall_s: float, deadline_s: float) -> None:
+    def __init__(self, descriptor: int, stall_s: float) -> None:
         self._descriptor = descriptor
         self._stall_s = stall_s
-        self._deadline_s = deadline_s
         self._began_s = time.monotonic()
         self._received = -1
         self._moved_at_s = self._began_s
 
-    def is_over(self, now_s: float) -> tuple[Outcome, str] | None:
+    def is_over(self, now_s: float, deadline_s: float) -> tuple[Outcome, str] | None:
         received = received_bytes(self._descriptor)
         if received is None or received != self._received:
             self._received, self._moved_at_s = received if received is not None else -1, now_s
-        if now_s - self._began_s > self._deadline_s:
-            return Outcome.DEADLINE, f"the transfer was not over within {self._deadline_s:g} s"
+        if now_s - self._began_s > deadline_s:
+            return Outcome.DEADLINE, f"the transfer was not over within {deadline_s:g} s"
         if received is not None and now_s - self._moved_at_s > self._stall_s:
             return Outcome.STALL, f"no byte came for {self._stall_s:g} s"
         return None

@@ -137,13 +137,12 @@ def find_socket(pid: int, cookie: int) -> int | None:
 
 async def _go_on(active: Source | Destination, restarted: Restarted) -> None:
     """Watch a transfer that goes on; wait for a socket that was being waited for."""
-    bounds = active.bounds
     if active.session.state is State.TRANSFERRING or restarted.transfer is TransferState.GOING_ON:
-        active.watch_transfer_again(bounds.transfer_deadline_s)
+        active.watch_transfer_again()
     elif active.session.state is State.SOCKET_WAITING:
-        active.begin_transfer(bounds.socket_wait_s, bounds.transfer_deadline_s)
+        active.begin_transfer(active.bounds.socket_wait_s)
     elif active.session.state is State.SOCKET_READY and isinstance(active, Destination):
-        active.watch_transfer_again(bounds.transfer_deadline_s)
+        active.watch_transfer_again()
     else:
         _tell_what_was_missed(active)
 

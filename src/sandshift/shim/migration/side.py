@@ -61,6 +61,8 @@ class SessionSide(ABC):
         self.moments: list[Moment] = []
         """What happened when, for perf_tracing."""
         self.outcome: Outcome | None = None
+        self.deadline_s = bounds.transfer_deadline_s
+        """Of the transfer: the host's, or what TransferSandbox named."""
         self._began_s = time.monotonic()
         self._task_transfer: asyncio.Task[None] | None = None
 
@@ -145,23 +147,24 @@ class SessionSide(ABC):
             await self.session.feed(Moved(Event.TRANSFER_CALLED))
         elif self.session.state is State.SOCKET_READY:
             await self.mark_started()
-        self.begin_transfer(socket_wait_s, deadline_s)
+        self.deadline_s = deadline_s
+        self.begin_transfer(socket_wait_s)
 
-    def begin_transfer(self, socket_wait_s: float, deadline_s: float) -> None:
+    def begin_transfer(self, socket_wait_s: float) -> None:
         """Let the transfer go on in a task of its own: it belongs to no call. Later calls join it."""
         if self._task_transfer is None:
-            self._task_transfer = asyncio.create_task(self._run(socket_wait_s, deadline_s), name="transfer")
+            self._task_transfer = asyncio.create_task(self._run(socket_wait_s), name="transfer")
 
-    def watch_transfer_again(self, deadline_s: float) -> None:
+    def watch_transfer_again(self) -> None:
         """Go on with a transfer that an earlier shim began."""
-        self._task_transfer = asyncio.create_task(self._run(0.0, deadline_s, anew=False), name="transfer")
+        self._task_transfer = asyncio.create_task(self._run(0.0, anew=False), name="transfer")
 
-    async def _run(self, socket_wait_s: float, deadline_s: float, *, anew: bool = True) -> None:
+    async def _run(self, socket_wait_s: float, *, anew: bool = True) -> None:
         """Every error ends the transfer with an outcome; none leaves this task."""
         try:
             if not await self._wait_for_socket(socket_wait_s):
                 return
-            await self._transfer(deadline_s, anew=anew)
+            await self._transfer(anew=anew)
         except asyncio.CancelledError:
             raise
         except SandshiftError as error:
@@ -185,7 +188,7 @@ class SessionSide(ABC):
         return True
 
     @abstractmethod
-    async def _transfer(self, deadline_s: float, *, anew: bool) -> None: ...
+    async def _transfer(self, *, anew: bool) -> None: ...
 
     async def mark_started(self) -> None:
         """The session is Transferring. Idempotent."""
@@ -217,6 +220,7 @@ class SessionSide(ABC):
         """A Cancel, or a Finalize that goes back, was asked for and done: whoever waits for the transfer hears of it."""
         self.end_transfer(Outcome.CANCELLED, "the migration was cancelled")
 
+    @abstractmethod
     async def settled(self) -> None:
         """Returns when what follows a decision has been done too."""
 

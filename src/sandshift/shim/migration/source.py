@@ -40,7 +40,6 @@ class Source(SessionSide):
     """When the guest stopped for the last pass: QEMU's stamp, this host's clock."""
     offsets: dict[tuple[str, int], int] = {}  # noqa: RUF012 - replaced, never changed
     memory_digest = b""
-    moved_to = ""
     pacer: Pacer | None = None
     checksum_ms = 0.0
     _continued_at_us = 0
@@ -48,9 +47,16 @@ class Source(SessionSide):
     _completed_at_us = 0
     _task_follow: asyncio.Task[None] | None = None
 
+    @property
+    def moved_to(self) -> str:
+        """Where the guest went: session and destination, as far as the channel tells."""
+        channel = self.session.channel
+        where = channel.peer if channel is not None else ""
+        return f"session {self.session.session_id}" + (f", {where}" if where else "")
+
     # The transfer
 
-    async def _transfer(self, deadline_s: float, *, anew: bool) -> None:
+    async def _transfer(self, *, anew: bool) -> None:
         machine = self.sandbox.require_machine()
         self._shape = machine.shape
         assert self.session.channel is not None or not anew
@@ -58,7 +64,7 @@ class Source(SessionSide):
         pacer = self.pacer = Pacer(
             self.sandbox.config,
             self.options,
-            replace(self.bounds, transfer_deadline_s=deadline_s),
+            replace(self.bounds, transfer_deadline_s=self.deadline_s),
             memory_bytes=machine.shape.memory_bytes,
             now_s=time.monotonic(),
         )
@@ -233,7 +239,7 @@ class Source(SessionSide):
             self._task_follow = asyncio.create_task(follow_again(self.sandbox), name="follow again")
 
     async def destroy_vm(self) -> None:
-        await self.sandbox.end(EXIT_MIGRATED, moved_to=self.moved_to or f"session {self.session.session_id}")
+        await self.sandbox.end(EXIT_MIGRATED, moved_to=self.moved_to)
 
     async def vm_died(self) -> None:
         """The transfer's task may see it too; what a dead VM means, the protocol says."""
@@ -244,6 +250,10 @@ class Source(SessionSide):
         await self.sandbox.end(
             EXIT_MIGRATED if moved else EXIT_KILLED, moved_to=self.moved_to if moved else ""
         )
+
+    async def settled(self) -> None:
+        if self._task_follow is not None:
+            await asyncio.shield(self._task_follow)
 
     async def rolled_back(self, *, succeeded: bool) -> None:
         """A Finalize(RESUME) or a Cleanup has brought the guest back, or could not."""

@@ -52,8 +52,8 @@ def _of_last(desk: Desk) -> shim_pb2.SessionStatus | None:
         session_id=standing.session_id,
         side=state_pb2.Side.ValueType((standing.side or Side.SOURCE).value),
         state=State.IDLE.value,
-        cell=state_pb2.Cell.ValueType(desk.last_cell.value) if desk.last_cell else state_pb2.CELL_UNSPECIFIED,
-        receipt=desk.last_receipt,
+        cell=state_pb2.Cell.ValueType(desk.last.cell.value) if desk.last.cell else state_pb2.CELL_UNSPECIFIED,
+        receipt=desk.last.receipt,
         action=standing.action.word if standing.action else "",
     )
 
