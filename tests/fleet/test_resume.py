@@ -17,6 +17,7 @@ from sandshift.session.states import Side
 from sandshift.wire.sandshift import shim_pb2
 from tests.fleet.fake_shims import SANDBOX, World
 
+DEAD = ttrpc.StatusError(ttrpc.Code.FAILED_PRECONDITION, "the VM is dead")
 CALLS = [
     "source PrepareAndExportSandbox",
     "destination ImportSandbox",
@@ -232,3 +233,26 @@ async def test_two_coordinators_at_once_end_with_one_runner(world: World) -> Non
     outcomes = {getattr(each, "outcome", each) for each in (first, second)}
     assert Outcome.MOVED in outcomes
     assert Outcome.UNDONE not in outcomes
+
+
+async def test_a_guest_that_crashed_on_the_source_is_cleaned_up_on_both(world: World) -> None:
+    await open_session(world, "Failed", "Failed", (Cell.KEPT, Cell.NONE))
+    world.shim("a").vm_state = "dead"
+    world.fail("source FinalizeSandbox(RESUME)", *[DEAD] * 9)
+    result = await migrate_or_resume(world.migration())
+    assert result.outcome is Outcome.CRASHED
+    assert result.reason is not None
+    assert result.reason.message == "the source's VM died where it had the right to run"
+    assert not world.shim("a").session.active
+    assert list(world.shims) == [("a", SANDBOX)]
+
+
+async def test_a_guest_that_crashed_on_the_destination_is_cleaned_up_on_both(world: World) -> None:
+    await open_session(world, "TransferCompleted", "TransferCompleted", (Cell.RELEASED, Cell.RUNNING))
+    world.shim("a").vm_state, world.shim("b").vm_state = "paused", "dead"
+    world.fail("destination FinalizeSandbox(RESUME)", *[DEAD] * 9)
+    world.shim("b").session.state = "Finalized"
+    result = await migrate_or_resume(world.migration())
+    assert result.outcome is Outcome.CRASHED
+    assert list(world.shims) == [("b", SANDBOX)]
+    assert not world.shim("b").session.active

@@ -21,6 +21,7 @@ from sandshift.fleet.saga import Outcome, Step
 from sandshift.fleet.views import SILENT, SideView, Views, as_recovery_view, side_view
 from sandshift.session import recovery
 from sandshift.session.recovery import Ending, Invoke, Look, Pause, Result, Verdict
+from sandshift.session.statement import Cell
 from sandshift.session.states import Call, Side
 
 PAUSE_S: Final = 1.0
@@ -76,6 +77,8 @@ class _Recovery:
         if outcome is Outcome.UNDECIDED:
             outcome, warnings = await self._certain_all_the_same(verdict)
             why = why if outcome is Outcome.UNDECIDED else ""
+        elif outcome is Outcome.CRASHED:
+            await self._bury()
         await self._close_what_is_empty(outcome)
         return Recovered(outcome, why, self._records, tuple(warnings))
 
@@ -140,6 +143,22 @@ class _Recovery:
             f" {self._migration.session_id} once it answers"
         )
         return Outcome.MOVED if runner is Side.DESTINATION else Outcome.UNDONE, [warning]
+
+    async def _bury(self) -> None:
+        """The guest is gone where it had the right to run: end what the other side still holds, then the session.
+
+        Source: right-to-run.md section 9, "crash of the guest": Cleanup.
+        """
+        views = await self._look()
+        died_on = Side.DESTINATION if views.destination.cell is Cell.RUNNING else Side.SOURCE
+        other = died_on.peer
+        if views.of(other).active:
+            await self._invoke(Step(other, SagaCall.STOP), views.of(died_on).receipt)
+        for side in (other, died_on):
+            if views.of(side).active:
+                await self._invoke(Step(side, SagaCall.CLEANUP))
+        close = steps.SOURCE_CLOSE if other is Side.SOURCE else steps.DESTINATION_CLOSE
+        await self._error_of(close, b"")
 
     async def _close_what_is_empty(self, outcome: Outcome) -> None:
         """End the shim of the side that has no guest any more. One that turns out to have something stays."""
