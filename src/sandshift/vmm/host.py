@@ -206,10 +206,14 @@ def _base(vm: Vm, accelerator: str) -> list[str]:
 
 
 def _version(vm: Vm) -> tuple[int, int, int]:
-    answer = subprocess.run(
-        [vm.qemu, "--version"], capture_output=True, text=True, check=False, timeout=VERSION_S
-    )
-    return hypervisor.parse_version(answer.stdout + answer.stderr)
+    try:
+        answer = subprocess.run(
+            [vm.qemu, "--version"], capture_output=True, text=True, check=False, timeout=VERSION_S
+        )
+        return hypervisor.parse_version(answer.stdout + answer.stderr)
+    except (OSError, subprocess.TimeoutExpired, SandshiftError) as error:
+        blocker = Blocker("qemu", f"{vm.qemu} does not tell its version", "set vm.qemu to a QEMU for x86-64")
+        raise Blocked("this host cannot run sandboxes", [blocker]) from error
 
 
 def _identity(vm: Vm) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import socket
@@ -12,7 +13,7 @@ from typing import Final
 
 from sandshift.errors import AlreadyThere, NoRoom, Rejected, SandshiftError, Unavailable
 from sandshift.vmm.command import Sockets, command_line
-from sandshift.vmm.machine import MachineSpec, RunState
+from sandshift.vmm.machine import MachineSpec
 from sandshift.vmm.process import VmProcess, adopt, listen_unix, spawn
 from sandshift.vmm.psk import remove_keys
 from sandshift.vmm.qemu_machine import AGENT_SOCKET, KEYS_FOLDER, QMP_SOCKET, QemuMachine
@@ -20,6 +21,9 @@ from sandshift.vmm.qmp import COMMAND_S
 
 GREETING_S: Final = 30.0
 """From the start of QEMU to its QMP greeting: it maps memory and reads the kernel in between."""
+
+END_S: Final = 1.0
+"""Between QEMU's hanging up and its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +62,13 @@ class QemuVmm:
             return None
         try:
             machine = await self._open(spec, process, incoming=True)
-        except Unavailable:
-            if not process.alive:
+        except BaseException as error:
+            alive = process.alive
+            process.detach()
+            if isinstance(error, Unavailable) and not alive:
                 return None
             raise
-        # A guest that may still be coming in and one that came in long ago look alike until QEMU is asked.
-        machine.set_incoming(incoming=await machine.run_state() is RunState.INMIGRATE)
+        await machine.find_out()
         return machine
 
     async def _start(self, spec: MachineSpec, *, incoming: bool) -> QemuMachine:
@@ -78,7 +83,10 @@ class QemuVmm:
         try:
             return await self._open(spec, process, incoming=incoming)
         except Unavailable as error:
-            ended_by_itself = not process.alive or process.returncode is not None
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(END_S):
+                    await process.ended.wait()
+            ended_by_itself = not process.alive
             await _end(process)
             raise _start_failed(spec, process, ended_by_itself=ended_by_itself) from error
         except BaseException:

@@ -79,6 +79,8 @@ class QemuMachine:
         self._qmp: Qmp | None = None
         self._incoming = incoming
         """A guest is expected or coming in: `cont` would be taken as a wish for later."""
+        self._may_send = False
+        """A transfer out was begun, by us or perhaps by an earlier shim. Else `cont` needs no question before it."""
         self._detached = False
         self._channel: Channel | None = None
         """Held while a transfer goes on, to end it for the peer too if our VM process fails."""
@@ -111,7 +113,7 @@ class QemuMachine:
                 command_s=command_s,
             )
         except BaseException:
-            await machine.detach()
+            await machine._release()
             raise
         return machine
 
@@ -158,7 +160,7 @@ class QemuMachine:
         )  # Whether the guest may run was decided by whoever holds it; to ask for it keeps callers honest.
         if self._incoming and await self.run_state() is RunState.INMIGRATE:
             raise IllegalMove(f"sandbox {self._spec.name}: its memory has not arrived, so it cannot start")
-        if not self._incoming and await self._sending():
+        if self._may_send and await self.run_state() is RunState.FINISH_MIGRATE:
             raise IllegalMove(
                 f"sandbox {self._spec.name}: it is being sent away; cancel the transfer before it starts"
             )
@@ -185,17 +187,14 @@ class QemuMachine:
             (self._spec.run_dir / name).unlink(missing_ok=True)
 
     async def detach(self) -> None:
-        self._detached = True
-        self._task_end.cancel()
-        await asyncio.wait([self._task_end])
-        await self._let_go()
+        await self._release()
         self._process.detach()
-        self._fanout.end()
 
     async def migrate_out(
         self, channel_fd: int, security: ChannelSecurity, settings: TransferSettings
     ) -> None:
         values = transfer.parameters(settings)
+        self._may_send = True
         try:
             await self._arm(transfer.capabilities_out(settings), values, security, sending=True)
             await self._give_channel(channel_fd)
@@ -260,6 +259,10 @@ class QemuMachine:
                 f"sandbox {self._spec.name}: QEMU refused the channel: {error.reason}"
             ) from error
 
+    @property
+    def channel_keeper_pid(self) -> int:
+        return self.pid
+
     async def drop_channel(self) -> None:
         await self._close_fd(KEPT_CHANNEL_NAME)
 
@@ -313,9 +316,10 @@ class QemuMachine:
             os.close(fd)
             listener.close()
 
-    def set_incoming(self, *, incoming: bool) -> None:
-        """For QemuVmm.reattach, which finds out only when it is connected."""
-        self._incoming = incoming
+    async def find_out(self) -> None:
+        """For QemuVmm.reattach: what an earlier shim had begun."""
+        self._incoming = await self.run_state() is RunState.INMIGRATE
+        self._may_send = not self._incoming
 
     @property
     def _connection(self) -> Qmp:
@@ -334,10 +338,6 @@ class QemuMachine:
             raise IllegalMove(
                 f"sandbox {self._spec.name}: QEMU refused to {doing}: {error.reason}"
             ) from error
-
-    async def _sending(self) -> bool:
-        """Whether a transfer of ours has stopped the guest and is not over."""
-        return await self.run_state() is RunState.FINISH_MIGRATE
 
     async def _arm(
         self,
@@ -461,6 +461,14 @@ class QemuMachine:
         self._end_channel(whole=False)
         data = {"returncode": self._process.returncode, "stderr": self._process.stderr_tail()}
         self._fanout.finish(MachineEvent(name="DEAD", data=data, at_us=time.time_ns() // 1000))
+
+    async def _release(self) -> None:
+        """Drop all that we hold but the process itself."""
+        self._detached = True
+        self._task_end.cancel()
+        await asyncio.wait([self._task_end])
+        await self._let_go()
+        self._fanout.end()
 
     async def _let_go(self) -> None:
         if self._task_handshake is not None:

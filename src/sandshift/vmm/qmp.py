@@ -131,7 +131,7 @@ class Qmp:
         async with self._fd_turn:  # QEMU pairs `getfd` with the last descriptor that came.
             try:
                 self._client.send_fd_scm(fd)
-            except (AssertionError, OSError) as error:
+            except (AssertionError, QMPError, OSError) as error:
                 raise Unavailable(f"sandbox {self._name}: QEMU is gone or hung up during getfd") from error
             await self.execute("getfd", {"fdname": name})
 
