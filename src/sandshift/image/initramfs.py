@@ -49,6 +49,8 @@ mount -t tmpfs -o mode=1777,nosuid,nodev shm /root/dev/shm
 mount -t tmpfs -o mode=0755,nosuid,nodev run /root/run
 mount -t tmpfs -o mode=1777,nosuid,nodev tmp /root/tmp
 mount -t cgroup2 -o nosuid,nodev,noexec cgroup2 /root/sys/fs/cgroup
+# The agent moves large buffers: without this each one is mapped, faulted in page by page and unmapped again.
+export MALLOC_MMAP_THRESHOLD_=8388608 MALLOC_TRIM_THRESHOLD_=33554432 MALLOC_TOP_PAD_=1048576
 exec switch_root /root @AGENT@
 fail "the agent does not start"
 """
