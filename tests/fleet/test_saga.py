@@ -83,12 +83,24 @@ def test_the_destination_resumes_as_soon_as_it_says_that_it_has_everything() -> 
     assert saga.take_due() == (s.DESTINATION_RESUME,)
 
 
-def test_a_destination_that_only_answers_its_transfer_is_not_resumed_yet() -> None:
+def test_a_destination_that_answered_before_the_source_is_asked_again_before_it_resumes() -> None:
     saga = _at_the_transfer()
-    saga.answered(s.DESTINATION_TRANSFER)
+    saga.answered(s.DESTINATION_TRANSFER)  # as after 2 s in which nothing arrived
     assert saga.take_due() == ()
     saga.answered(s.SOURCE_TRANSFER)
+    assert saga.take_due() == (s.DESTINATION_TRANSFER,)
+    saga.answered(s.DESTINATION_TRANSFER)
     assert saga.take_due() == (s.DESTINATION_RESUME,)
+
+
+def test_a_destination_that_says_that_it_has_everything_is_not_asked_again() -> None:
+    saga = _at_the_transfer()
+    saga.answered(s.DESTINATION_TRANSFER)
+    saga.memory_complete()
+    assert saga.take_due() == (s.DESTINATION_RESUME,)
+    saga.answered(s.SOURCE_TRANSFER)
+    saga.answered(s.DESTINATION_RESUME)
+    assert saga.take_due() == (s.SOURCE_STOP,)
 
 
 def test_a_source_that_fails_while_the_destination_resumes_changes_nothing_if_that_succeeds() -> None:

@@ -11,7 +11,7 @@ The rules that matter, each a test:
 * S.STOP is called only after D.RESUME has succeeded (right-to-run.md section 8).
 * D.RESUME is called as soon as the destination says that it has everything: nothing comes between, for the guest runs
   nowhere meanwhile. Its Transfer alone answering OK is not that word: a destination that nothing reached for 2 s
-  answers so too (contract 4.7).
+  answers so too (contract 4.7). One that answered before the source is asked again after it.
 * Until D.RESUME is asked for, a failure is undone by UNWIND: the source keeps the right and needs nobody's consent.
   From then on a failure means RECOVER: the answer may be lost and the guest run.
 * S.EXPORT comes first: the source has one session at a time, so of two coordinators with different sessions only one
@@ -176,6 +176,7 @@ class Saga:
         self._uncertain: set[Step] = set()
         self._memory_complete = False
         self._unwinding = False
+        self._answered_early = False
 
     @property
     def pending(self) -> frozenset[Step]:
@@ -186,7 +187,7 @@ class Saga:
         return step in self._done
 
     def take_due(self) -> tuple[Step, ...]:
-        """The calls to make now, all at the same time. Each is named once."""
+        """The calls to make now, all at the same time. Each is named once, save a destination's Transfer: `answered`."""
         if self.mode is Mode.UNWIND and not self._unwinding and self._pending <= TRANSFERS:
             self._begin_to_unwind()
         due = tuple(step for step in self._plan() if step not in self._asked and self._is_due(step))
@@ -197,9 +198,20 @@ class Saga:
         return due
 
     def answered(self, step: Step) -> None:
-        """`step` succeeded."""
+        """`step` succeeded.
+
+        A destination's Transfer that answered before the source's is asked again after it, and then ends with the
+        transfer: its first answer may only mean that nothing had reached it yet.
+        """
         self._settle(step)
         self._done.add(step)
+        if step == DESTINATION_TRANSFER and SOURCE_TRANSFER in self._pending:
+            self._answered_early = True
+        elif step == SOURCE_TRANSFER and self._answered_early:
+            self._answered_early = False
+            if DESTINATION_RESUME not in self._asked:
+                self._done.discard(DESTINATION_TRANSFER)
+                self._asked.discard(DESTINATION_TRANSFER)
 
     def failed(self, step: Step, error: SandshiftError) -> None:
         """`step` did not succeed, or nobody knows whether it did."""
@@ -237,7 +249,7 @@ class Saga:
         if self.mode is Mode.UNWIND:
             return all(need in self._asked and need not in self._pending for need in UNWIND[step])
         if step == DESTINATION_RESUME and self._memory_complete:
-            return DESTINATION_TRANSFER in self._asked
+            return DESTINATION_TRANSFER in self._asked or SOURCE_TRANSFER in self._done
         return all(need in self._done for need in FORWARD[step])
 
     def _settle(self, step: Step) -> None:
