@@ -74,7 +74,10 @@ DEFAULT: Final = (
     *FAST,
     pytest_stage("vm-tests", "-m", "vm and not full", bound_s=1500),
 )
-FULL: Final = (pytest_stage("full-tests", "-m", "full", bound_s=3000),)
+FULL: Final = (
+    pytest_stage("full-tests", "-m", "full", bound_s=2400),
+    Stage("explore", (sys.executable, "-m", "tests.explore"), bound_s=900),
+)
 CONTAINERD: Final = (pytest_stage("containerd", "tests/containerd", bound_s=1800),)
 LEVELS: Final = {"check": CHECK, "fast": FAST, "default": DEFAULT, "full": FULL, "containerd": CONTAINERD}
 
