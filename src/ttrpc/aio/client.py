@@ -9,7 +9,7 @@ import os
 import socket
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 from google.protobuf.message import Message
 
@@ -28,6 +28,7 @@ from ttrpc.status import DEADLINE_MESSAGE
 
 RequestT = TypeVar("RequestT", bound=Message)
 ResponseT = TypeVar("ResponseT", bound=Message)
+CONNECT_AGAIN_S: Final = 0.01
 AnyMetadata = Mapping[str, str] | Mapping[str, str | Sequence[str]]
 
 
@@ -125,12 +126,6 @@ class ClientConnection(Connection):
             pending.waiter = None
             if call.done:
                 self.ended(call)
-
-    async def sent(self) -> None:
-        """After adding a frame to a stream: write it with others, and wait while the server does not keep up."""
-        self.flush_soon(alone=False)
-        if not self.writable:
-            await self.until_writable()
 
     async def room(self, timeout_s: float | None) -> float | None:
         """Wait until the server keeps up; how much of `timeout_s` is left then.
@@ -283,6 +278,20 @@ class Client:
         await self.close()
 
 
+async def _connect_unix(connecting: socket.socket, path: str) -> None:
+    """Connect, or try again while the server's backlog is full.
+
+    A Unix socket says EAGAIN then and does not go on by itself; `loop.sock_connect` would take it for connected.
+    """
+    while True:
+        try:
+            connecting.connect(path)
+        except BlockingIOError:
+            await asyncio.sleep(CONNECT_AGAIN_S)
+        else:
+            return
+
+
 async def connect(
     address: str | os.PathLike[str] | socket.socket,
     *,
@@ -309,7 +318,7 @@ async def connect(
         connected.setblocking(False)  # noqa: FBT003
         if not isinstance(address, socket.socket):
             async with asyncio.timeout(timeout_s):
-                await loop.sock_connect(connected, socket_path(address))
+                await _connect_unix(connected, socket_path(address))
         if connected.family == socket.AF_UNIX:
             await loop.create_unix_connection(lambda: connection, sock=connected)
         else:

@@ -15,11 +15,15 @@ from typing import Any, Final, Protocol, cast
 from ttrpc.aio.waiter import Waiter
 from ttrpc.deadlines import Deadlines
 from ttrpc.errors import ProtocolViolation
-from ttrpc.frames import Frame, FrameReader
+from ttrpc.frames import HEADER_BYTES, Frame, FrameReader
 from ttrpc.inbox import InboxLimits
 
 WRITE_BYTES_HIGH: Final = 256 << 10
 """Above this much that the peer has not taken, senders wait."""
+STREAM_FLUSH_BYTES: Final = 64 << 10
+"""A stream's messages are joined to writes of at least this, as far as they come without a pause."""
+STREAM_TURN_BYTES: Final = 256 << 10
+"""After this much a stream that never waits lets others have a turn."""
 TIMER_S_MAX: Final = 3600.0
 """The timer looks again after this long, however far the next deadline is."""
 
@@ -47,6 +51,10 @@ class Connection(asyncio.BufferedProtocol):
         self._working = False
         """Bytes that arrived are being worked on: their end flushes."""
         self._flush_due = False
+        self._joined_bytes = 0
+        """Of stream messages that have not been written yet."""
+        self._turn_bytes = 0
+        """Of stream messages that have been written since a sender last waited."""
         self._writable = True
         self._writers: list[Waiter] = []
         self._reading = True
@@ -136,6 +144,7 @@ class Connection(asyncio.BufferedProtocol):
     def flush(self) -> None:
         """Write what has collected."""
         self._flush_due = False
+        self._joined_bytes = 0
         out = self._calls.out
         if not out:
             return
@@ -153,6 +162,25 @@ class Connection(asyncio.BufferedProtocol):
         else:
             self._flush_due = True
             self._loop.call_soon(self.flush)
+
+    def added(self, message_bytes: int) -> bool:
+        """A stream's message was added: join it with others. Whether its sender has to wait for its `turn` now."""
+        self._joined_bytes += message_bytes + HEADER_BYTES
+        if self._joined_bytes < STREAM_FLUSH_BYTES:
+            if not self._flush_due:
+                self.flush_soon(alone=False)
+            return False
+        self._turn_bytes += self._joined_bytes
+        self.flush()
+        return not self._writable or self._turn_bytes >= STREAM_TURN_BYTES
+
+    async def turn(self) -> None:
+        """Let others have their turn, and wait while the peer does not keep up."""
+        if self._writable:
+            await asyncio.sleep(0)
+        else:
+            await self.until_writable()
+        self._turn_bytes = 0
 
     @property
     def writable(self) -> bool:

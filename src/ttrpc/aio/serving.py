@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 from google.protobuf.message import Message
 
@@ -19,11 +19,6 @@ from ttrpc.inbox import InboxLimits
 from ttrpc.method import Shape
 from ttrpc.server_calls import Event, ServerCall, ServerCalls
 from ttrpc.status import DEADLINE_MESSAGE, status_of
-
-STREAM_FLUSH_BYTES: Final = 64 << 10
-"""A stream's messages are joined to writes of at least this, as far as they come without a pause."""
-STREAM_TURN_BYTES: Final = 256 << 10
-"""After this much a stream that never waits lets others have a turn."""
 
 
 class Running:
@@ -129,25 +124,11 @@ class ServerConnection(Connection):
         self._done(call)
 
     async def _send_all(self, call: ServerCall, responses: Any) -> None:
-        waiting_bytes = turn_bytes = 0
         async for response in responses:
             data = response.SerializeToString()
             call.send(data)
-            size = len(data) + 10
-            waiting_bytes += size
-            if waiting_bytes < STREAM_FLUSH_BYTES:
-                if not self._flush_due:
-                    self.flush_soon(alone=False)
-                continue
-            self.flush()
-            turn_bytes += waiting_bytes
-            waiting_bytes = 0
-            if not self._writable:
-                await self.until_writable()
-                turn_bytes = 0
-            elif turn_bytes >= STREAM_TURN_BYTES:
-                await asyncio.sleep(0)
-                turn_bytes = 0
+            if self.added(len(data)):
+                await self.turn()
 
     def _failed(self, call: ServerCall, error: BaseException) -> None:
         if call.open:

@@ -76,8 +76,10 @@ class _Sending(_Stream[RequestT, ResponseT]):
         call, connection = self._call, self._connection
         if call.done:
             raise call.error or StatusError(Code.FAILED_PRECONDITION, "the server has ended the call")
-        connection.calls.send(call, message.SerializeToString())
-        await connection.sent()
+        data = message.SerializeToString()
+        connection.calls.send(call, data)
+        if connection.added(len(data)):
+            await connection.turn()
 
     def end_sending(self) -> None:
         """Tell the server that nothing more comes. Calling it again does nothing."""
