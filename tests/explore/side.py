@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from sandshift.session import right_destination, right_source
 from sandshift.session.right import (
     CallMade,
     Channel,
@@ -47,6 +48,13 @@ CURRENT = 1
 """Canonical number of the question that the source's pending STOP waits on."""
 STALE = 9
 """Canonical number of any other question of the source's."""
+MOVES = {
+    (cell, after)
+    for moves in (right_source.MOVES, right_destination.MOVES)
+    for cell, afters in moves.items()
+    for after in afters
+} | {(Cell.READY, Cell.STARTING), (Cell.RETURNING, Cell.STARTING)}
+"""The moves of section 2; HELD and STARTING may share one fsync."""
 DESTROYS_IN = {Side.SOURCE: Cell.GONE, Side.DESTINATION: Cell.REFUSED}
 STARTS_IN = {
     Side.SOURCE: (Cell.OPEN, Cell.KEPT),
@@ -212,8 +220,13 @@ class Shim:
     def _step(self, run: _Run, step: Step) -> None:
         match step:
             case WriteRecord():
-                if step.record.cell is not run.disk.cell:
-                    run.ops.append(Op("wrote", step.record.cell))
+                before, after = run.disk.cell, step.record.cell
+                if before is not after:
+                    run.ops.append(Op("wrote", after))
+                    if self.faults.check_cells and (before, after) not in MOVES:
+                        run.ops.append(
+                            Op("violation", f"{before.name} becomes {after.name}, a move that does not exist")
+                        )
                 run.disk = step.record
             case SendFrame():
                 run.ops.append(Op("send", step.statement))

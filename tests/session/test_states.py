@@ -235,7 +235,11 @@ def test_the_page_in_docs_is_printed_from_the_tables() -> None:
 
 
 def test_the_pages_table_is_the_contracts() -> None:
-    lines = [line for line in states_page.legality_table().splitlines() if line.startswith("| ") and "---" not in line]
+    lines = [
+        line
+        for line in states_page.legality_table().splitlines()
+        if line.startswith("| ") and "---" not in line
+    ]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     said = {(row[0], head): cell for row in rows[1:] for head, cell in zip(rows[0][1:], row[1:], strict=True)}
     assert said == _contract_cells()
