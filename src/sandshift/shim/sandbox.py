@@ -29,13 +29,15 @@ from sandshift.shim.durable import Disk, make_folder, write_atomically
 from sandshift.shim.parts import Parts, Wish
 from sandshift.shim.places import Places
 from sandshift.shim.processes import Exit, Processes
-from sandshift.vmm.machine import Machine, MachineSpec
+from sandshift.vmm.machine import Machine, MachineEvent, MachineSpec
 
 log = logging.getLogger(__name__)
 
 EXIT_MIGRATED: Final = 255
 """Exit code of what ran in a sandbox that has moved away, or was abandoned (contract 4.12)."""
 EXIT_KILLED: Final = 137
+GUEST_ENDED: Final = frozenset({"SHUTDOWN", "RESET", "GUEST_PANICKED", "POWERDOWN"})
+"""QMP's events of a guest that ends or begins anew by itself."""
 POWER_OFF_S: Final = 3.0
 """How long a guest may take to power itself off when the sandbox is stopped."""
 
@@ -79,6 +81,8 @@ class LiveSandbox:
         self.exited_at_ns = 0
         self.exit_code = 0
         self.ended = asyncio.Event()
+        self.guest_ended = ""
+        """How the guest ended itself, if it did."""
         self.end_expected = False
         """A session is about to end the VM: its death is no crash."""
         self.on_vm_death: Callable[[], Awaitable[None]] | None = None
@@ -238,9 +242,16 @@ class LiveSandbox:
     async def _watch_machine(self, machine: Machine) -> None:
         """Ends the sandbox when its VM ends by itself. Exceptions end up in the log: there is nobody to tell."""
         async for event in machine.events():
+            if event.name in GUEST_ENDED:
+                self.note_guest_end(event)
             if event.name == "DEAD" and not self.end_expected:
                 log.warning("the VM of sandbox %s has ended: %s", self.sandbox_id, dict(event.data))
                 await (self.on_vm_death or self._crashed)()
+
+    def note_guest_end(self, event: MachineEvent) -> None:
+        """Remember how the guest ended itself: the VM process ends with it."""
+        why = event.data.get("reason") or event.data.get("action") or "no reason given"
+        self.guest_ended = f"{event.name.lower()}: {why}"
 
     async def _crashed(self) -> None:
         await self.end(EXIT_KILLED)

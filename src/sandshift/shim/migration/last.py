@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class LastSession:
-    standing: Standing = Standing(State.IDLE)
+    standing: Standing = field(default_factory=lambda: Standing(State.IDLE))
     cell: Cell | None = None
     receipt: bytes = b""
     """The last statement, signed."""

@@ -6,9 +6,9 @@ import asyncio
 import logging
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from sandshift.errors import SandshiftError
+from sandshift.errors import SandshiftError, Unavailable
 from sandshift.session import phases
 from sandshift.session.blackout import SourceStamps, split
 from sandshift.session.phases import Outcome, Phase, PhaseState, Told
@@ -22,7 +22,7 @@ from sandshift.shim.migration.pacing import Pacer, StopSending
 from sandshift.shim.migration.reporting import report_of
 from sandshift.shim.migration.side import EventQueue, SessionSide
 from sandshift.shim.restore import follow_again
-from sandshift.shim.sandbox import EXIT_KILLED, EXIT_MIGRATED
+from sandshift.shim.sandbox import EXIT_KILLED, EXIT_MIGRATED, GUEST_ENDED
 from sandshift.vmm.machine import ChannelSecurity, MigrationStatus, RunState
 from sandshift.wire.sandshift import state_pb2
 
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from sandshift.vmm.machine import Machine, MachineEvent
 
 log = logging.getLogger(__name__)
-
-GUEST_ENDED: Final = frozenset({"SHUTDOWN", "RESET", "GUEST_PANICKED", "POWERDOWN"})
 
 
 class Source(SessionSide):
@@ -77,8 +75,12 @@ class Source(SessionSide):
             else:
                 await self._on_status(machine, pacer, (await machine.migration_info()).status)
             while not self.session.transfer.done.done():
-                wait_s = pacer.next_look_s(time.monotonic())
-                await self._on_event(machine, pacer, await events.next(wait_s))
+                event = await events.next(pacer.next_look_s(time.monotonic()))
+                try:
+                    await self._on_event(machine, pacer, event)
+                except Unavailable:
+                    if machine.alive:
+                        raise  # Else its last events, which say why, are still to come.
         except StopSending as rule:
             await self._give_up(machine, rule)
         finally:
@@ -103,16 +105,11 @@ class Source(SessionSide):
                 await self.fail(*self._why_dead())
             case name if name in GUEST_ENDED:
                 assert event is not None
-                self.guest_ended = (
-                    f"{name.lower()}: {event.data.get('reason', event.data.get('action', 'no reason given'))}"
-                )
-
-    guest_ended = ""
-    """What the guest did to itself during the move."""
+                self.sandbox.note_guest_end(event)
 
     def _why_dead(self) -> tuple[Outcome, str]:
-        if self.guest_ended:
-            return Outcome.GUEST_RESET, f"the guest ended while it moved ({self.guest_ended})"
+        if self.sandbox.guest_ended:
+            return Outcome.GUEST_RESET, f"the guest ended while it moved ({self.sandbox.guest_ended})"
         return Outcome.OWN_VM_FAILED, "the source's VM process has died"
 
     def _guest_stopped(self, at_us: int) -> None:
