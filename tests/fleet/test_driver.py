@@ -9,7 +9,9 @@ import pytest
 
 import ttrpc
 from sandshift.errors import AlreadyThere, Cancelled, NotFound, Rejected, Unavailable
+from sandshift.fleet import calls as calls_module
 from sandshift.fleet.driver import migrate
+from sandshift.fleet.host import Host
 from sandshift.fleet.result import MigrationResult, Update
 from sandshift.fleet.saga import Outcome
 from sandshift.session.options import Options
@@ -217,3 +219,34 @@ async def test_a_source_whose_shim_is_dead_is_unavailable_with_what_to_do(world:
         dead.bind(str(path))
     with pytest.raises(Unavailable, match=r"'sandshift session resume s-1' starts it again"):
         await migrate(world.migration())
+
+
+async def test_the_reports_of_both_sides_complete_the_numbers(world: World) -> None:
+    shim = await world.run_sandbox()
+    shim.report_json = b'{"passes": [{}, {}, {}], "bytes_transferred": 3000000, "blackout": {"stop_ms": 1.5}}'
+    answer = World.start
+
+    async def start(where: Host, namespace: str, sandbox_id: str) -> str:
+        address = await answer(world, where, namespace, sandbox_id)
+        if where.name == "b":
+            world.shim(
+                "b"
+            ).report_json = b'{"blackout": {"duration_ms": 31.25, "resume_ms": 4.5, "method": "pieces"}}'
+        return address
+
+    world_start, calls_module.start_shim = calls_module.start_shim, start
+    try:
+        result = await migrate(world.migration())
+    finally:
+        calls_module.start_shim = world_start
+    assert (result.passes, result.bytes_transferred, result.blackout_ms) == (3, 3_000_000, 31.25)
+    assert result.blackout_parts_ms == {"stop": 1.5, "resume": 4.5}
+
+
+async def test_a_report_that_cannot_be_read_changes_nothing(world: World) -> None:
+    shim = await world.run_sandbox()
+    shim.report_json = b"{torn"
+    result = await migrate(world.migration())
+    assert result.moved
+    assert result.warnings == ()
+    assert result.passes == 2

@@ -67,6 +67,8 @@ def test_all_goes_well_in_the_contracts_order() -> None:
         "FinalizeSandbox(STOP) on the source",
         "Cleanup on the source",
         "Cleanup on the destination",
+        "Report on the source",
+        "Report on the destination",
         "CloseShim on the source",
     ]
 
@@ -124,6 +126,8 @@ def test_a_failed_transfer_is_cancelled_on_both_sides_and_wound_back() -> None:
         s.DESTINATION_STOP,
         s.SOURCE_CLEANUP,
         s.DESTINATION_CLEANUP,
+        s.SOURCE_REPORT,
+        s.DESTINATION_REPORT,
         s.DESTINATION_CLOSE,
     ]
     assert saga.failed_step == s.DESTINATION_TRANSFER
@@ -139,13 +143,13 @@ def test_a_source_that_refuses_the_export_is_left_alone() -> None:
 
 def test_an_export_whose_answer_is_lost_is_wound_back_as_if_it_had_happened() -> None:
     _saga, called = run({s.EXPORT: Unavailable("the connection broke")})
-    assert called == [s.EXPORT, s.SOURCE_CANCEL, s.SOURCE_RESUME, s.SOURCE_CLEANUP]
+    assert called == [s.EXPORT, s.SOURCE_CANCEL, s.SOURCE_RESUME, s.SOURCE_CLEANUP, s.SOURCE_REPORT]
 
 
 def test_a_destination_that_cannot_be_started_leaves_the_source_as_it_was() -> None:
     saga, called = run({s.OPEN: Rejected("no such host")})
     assert saga.outcome is Outcome.UNDONE
-    assert called == [s.EXPORT, s.OPEN, s.SOURCE_CANCEL, s.SOURCE_RESUME, s.SOURCE_CLEANUP]
+    assert called == [s.EXPORT, s.OPEN, s.SOURCE_CANCEL, s.SOURCE_RESUME, s.SOURCE_CLEANUP, s.SOURCE_REPORT]
 
 
 def test_a_resume_that_fails_is_never_answered_by_guessing() -> None:

@@ -121,7 +121,8 @@ def _move(frame: Frame, migration: Migration, *, is_repeat: bool) -> None:
     from sandshift.fleet.resume import migrate_or_resume  # noqa: PLC0415
 
     title = f"{migration.sandbox_id}: {migration.source.name} to {migration.destination.name}"
-    if not is_repeat:
+    migration.check()
+    if not is_repeat and migration.source.has_shim(migration.namespace, migration.sandbox_id):
         frame.say(f"session {migration.session_id}")
     with Drawing(title=title, watched=frame.draws) as drawing:
         work = (migrate_or_resume if is_repeat else drive)(migration, on_update=drawing.show)
@@ -150,7 +151,10 @@ def summary(result: MigrationResult) -> str:
     if result.total_ms is not None:
         lines.append(f"  total      {result.total_ms:.0f} ms")
     if result.blackout_ms is not None:
-        lines.append(f"  blackout   {result.blackout_ms} ms")
+        parts = ", ".join(
+            f"{name.replace('_', ' ')} {ms:.0f}" for name, ms in result.blackout_parts_ms.items()
+        )
+        lines.append(f"  blackout   {result.blackout_ms:.0f} ms" + (f" ({parts})" if parts else ""))
     if result.passes:
         lines.append(f"  passes     {result.passes}")
         lines.append(f"  moved      {show_bytes(result.bytes_transferred)}")

@@ -34,14 +34,15 @@ def phase_text(update: Update) -> str:
 
 
 def progress_text(progress: Progress) -> str:
-    """ "pass 3 · 187.4 MiB of 256.0 MiB · 412.0 MiB/s · 20.1 MiB/s dirty · 12.0 MiB left"."""
+    """ "pass 3 · 187.4 MiB sent · 12.0 MiB left · 412.0 MiB/s · 20.1 MiB/s dirty"."""
     parts = [
         f"pass {progress.pass_number}",
-        f"{show_bytes(progress.bytes_transferred)} of {show_bytes(progress.bytes_total)}",
-        f"{show_bytes(progress.bytes_per_s)}/s",
-        f"{show_bytes(progress.dirty_bytes_per_s)}/s dirty",
+        f"{show_bytes(progress.bytes_transferred)} sent",
         f"{show_bytes(progress.bytes_remaining)} left",
+        f"{show_bytes(progress.bytes_per_s)}/s",
     ]
+    if progress.dirty_bytes_per_s:
+        parts.append(f"{show_bytes(progress.dirty_bytes_per_s)}/s dirty")
     if progress.throttle_percent:
         parts.append(f"guest slowed by {progress.throttle_percent} %")
     return " · ".join(parts)
@@ -63,10 +64,10 @@ class Drawing:
             from rich.console import Console  # noqa: PLC0415 - 18 ms, only where somebody watches
             from rich.live import Live  # noqa: PLC0415
 
-            self._live = Live(
-                self._title, console=Console(stderr=True), refresh_per_second=_REFRESH_PER_S, transient=True
-            )
+            console = Console(stderr=True)
+            self._live = Live(console=console, refresh_per_second=_REFRESH_PER_S, transient=True)
             self._live.start()
+            self._draw("getting ready")
         return self
 
     def __exit__(
@@ -77,9 +78,14 @@ class Drawing:
 
     def show(self, update: Update) -> None:
         """Take in one notification."""
-        if self._live is None:
-            return
         if update.progress is not None:
-            self._live.update(f"{self._title}   {progress_text(update.progress)}")
+            self._draw(progress_text(update.progress))
         elif text := phase_text(update):
-            self._live.update(f"{self._title}   {text}")
+            self._draw(text)
+
+    def _draw(self, text: str) -> None:
+        if self._live is not None:
+            from rich.text import Text  # noqa: PLC0415 - there already, see __enter__
+
+            line = Text(f"{self._title}   {text}", no_wrap=True, overflow="ellipsis")
+            self._live.update(line)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Awaitable, Mapping
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.duration_pb2 import Duration
 
-from sandshift.errors import AlreadyThere, Defect, IllegalMove, NotFound, SandshiftError, Unavailable
+from sandshift.errors import AlreadyThere, Damaged, Defect, IllegalMove, NotFound, SandshiftError, Unavailable
 from sandshift.fleet.channel import Channel, describe, make_channel
 from sandshift.fleet.host import Host, delete_shim, start_shim
 from sandshift.fleet.request import Migration
@@ -21,6 +22,7 @@ from sandshift.session.options import to_proto
 from sandshift.session.states import Side
 from sandshift.wire.containerd import sandbox_pb2
 from sandshift.wire.migration import messages_pb2
+from sandshift.wire.sandshift import shim_pb2
 
 DESTINATION_ANNOTATION: Final = "io.sandshift.migration.destination"
 """CreateSandbox with it makes a sandbox that may only receive: no VM until PrepareSandbox."""
@@ -37,6 +39,7 @@ BOUNDS_S: Final[Mapping[Call, float]] = MappingProxyType(
         Call.STOP: 30.0,
         Call.CANCEL: 20.0,
         Call.CLEANUP: 30.0,
+        Call.REPORT: 10.0,
         Call.CLOSE: 30.0,
     }
 )
@@ -51,6 +54,8 @@ class Calls:
         self._shims: dict[Side, Shim] = {}
         self._channel: Channel | None = None
         self._config = AnyMessage()
+        self.reports: dict[Side, dict[str, Any]] = {}
+        """What each side reported about the session once it was over (docs/reference/report.md)."""
 
     def shim(self, side: Side) -> Shim:
         """Raises Unavailable if there is no connection to that side."""
@@ -88,6 +93,8 @@ class Calls:
                 await self._export()
             case Call.CONNECT:
                 self._channel = await make_channel(self._migration.source, self._migration.destination)
+            case Call.REPORT:
+                await self._report(step.side)
             case Call.CLOSE:
                 await self._close_shim(step.side)
             case _:
@@ -131,7 +138,7 @@ class Calls:
                 return client.cancel(messages_pb2.CancelRequest(session_id=session), timeout_s=bound_s)
             case Call.CLEANUP:
                 return client.cleanup(messages_pb2.CleanupRequest(session_id=session), timeout_s=bound_s)
-            case Call.OPEN | Call.EXPORT | Call.CONNECT | Call.CLOSE:
+            case Call.OPEN | Call.EXPORT | Call.CONNECT | Call.REPORT | Call.CLOSE:
                 raise Defect(f"{step} is no plain call of the Migration service")
 
     def _import_request(self) -> messages_pb2.ImportSandboxRequest:
@@ -195,6 +202,15 @@ class Calls:
         except SandshiftError:
             await self._close_shim(Side.DESTINATION)
             raise
+
+    async def _report(self, side: Side) -> None:
+        shim = self.shim(side)
+        request = shim_pb2.ReportRequest(session_id=self._migration.session_id)
+        answer = await shim.said(shim.shim.report(request, timeout_s=BOUNDS_S[Call.REPORT]))
+        try:
+            self.reports[side] = json.loads(answer.report)
+        except ValueError as error:
+            raise Damaged(f"the report of {self._migration.where(side)}, is damaged: {error}") from error
 
     async def _close_shim(self, side: Side) -> None:
         """End a shim that has no guest, and remove what it leaves. One that ends before it answers has ended too.

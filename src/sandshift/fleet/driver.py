@@ -21,7 +21,7 @@ from sandshift.fleet import saga as steps
 from sandshift.fleet.calls import Calls
 from sandshift.fleet.recover import recover
 from sandshift.fleet.request import Migration
-from sandshift.fleet.result import CallRecord, MigrationResult, Story, Update, update_of
+from sandshift.fleet.result import CallRecord, MigrationResult, Story, Update, blackout_parts, update_of
 from sandshift.fleet.saga import Mode, Outcome, Saga, Step
 from sandshift.session.states import Side
 
@@ -212,6 +212,9 @@ class _Run:
 
     def _result(self, outcome: Outcome, warnings: tuple[str, ...]) -> MigrationResult:
         migration, story, saga = self._migration, self._story, self._saga
+        reports = self._calls.reports
+        for report in reports.values():
+            story.read(report)
         total_ms = None
         if self._guest_runs_s is not None and self._transfer_began_s is not None:
             total_ms = round((self._guest_runs_s - self._transfer_began_s) * 1e3, 3)
@@ -223,6 +226,7 @@ class _Run:
             outcome=outcome,
             total_ms=total_ms,
             blackout_ms=story.blackout_ms,
+            blackout_parts_ms=blackout_parts(reports.values()),
             passes=story.passes,
             bytes_transferred=story.bytes_transferred,
             phases=tuple(replace(update, at_ms=self._relative_ms(update.at_ms)) for update in story.phases),

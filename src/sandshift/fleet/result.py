@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any, Final
 
 from sandshift.errors import SandshiftError
 from sandshift.fleet.saga import Outcome
 from sandshift.session.states import Side
 from sandshift.wire.migration import messages_pb2, options_pb2
+
+BLACKOUT_PARTS: Final = frozenset({"stop", "last_pass", "device_state", "handover", "resume"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +69,10 @@ class MigrationResult:
     outcome: Outcome
     total_ms: float | None = None
     """From the first TransferSandbox to the answer of RESUME on the destination: the guest runs there by then."""
-    blackout_ms: int | None = None
-    """How long the guest ran nowhere, as both QEMUs' event stamps say."""
+    blackout_ms: float | None = None
+    """How long the guest ran nowhere, as both QEMUs' event stamps say. Whole milliseconds where there is no report."""
+    blackout_parts_ms: Mapping[str, float] = field(default_factory=dict)
+    """What it went to, as both sides reported: "stop", "last_pass", "handover", "resume"."""
     passes: int = 0
     bytes_transferred: int = 0
     phases: tuple[Update, ...] = ()
@@ -90,6 +96,7 @@ class MigrationResult:
             "outcome": self.outcome.value,
             "total_ms": self.total_ms,
             "blackout_ms": self.blackout_ms,
+            "blackout_parts_ms": dict(self.blackout_parts_ms),
             "passes": self.passes,
             "bytes_transferred": self.bytes_transferred,
             "failed_call": self.failed_call,
@@ -118,6 +125,17 @@ class MigrationResult:
         }
 
 
+def blackout_parts(reports: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """The parts of the blackout that the sides reported, each by the side that can measure it. Milliseconds."""
+    found: dict[str, float] = {}
+    for report in reports:
+        for name, value in (report.get("blackout") or {}).items():
+            part = name.removesuffix("_ms")
+            if part in BLACKOUT_PARTS and isinstance(value, int | float):
+                found[part] = float(value)
+    return found
+
+
 @dataclass(slots=True)
 class Story:
     """What is learned while a migration runs, until it becomes a result."""
@@ -126,7 +144,7 @@ class Story:
     calls: list[CallRecord] = field(default_factory=list)
     passes: int = 0
     bytes_transferred: int = 0
-    blackout_ms: int | None = None
+    blackout_ms: float | None = None
 
     def note(self, update: Update) -> None:
         """Take in one notification."""
@@ -137,6 +155,17 @@ class Story:
             self.bytes_transferred = max(self.bytes_transferred, update.progress.bytes_transferred)
         if update.blackout_ms is not None:
             self.blackout_ms = update.blackout_ms
+
+    def read(self, report: Mapping[str, Any]) -> None:
+        """Take in a side's report: it counts to the end, where live progress stops before the last pass."""
+        passes, sent_bytes = report.get("passes"), report.get("bytes_transferred")
+        blackout_ms = (report.get("blackout") or {}).get("duration_ms")
+        if isinstance(blackout_ms, int | float) and self.blackout_ms is not None:
+            self.blackout_ms = float(blackout_ms)
+        if isinstance(passes, list) and passes:
+            self.passes = max(self.passes, len(passes))
+        if isinstance(sent_bytes, int):
+            self.bytes_transferred = max(self.bytes_transferred, sent_bytes)
 
 
 def update_of(response: messages_pb2.NotificationsResponse, side: Side, *, at_ms: float) -> Update:

@@ -1,8 +1,9 @@
 """One migration as its coordinator sees it: which call is next, on which side. All of it, and nothing but that.
 
     FORWARD   S.EXPORT > D.OPEN > D.IMPORT > D.PREPARE > S.CONNECT > D.SOCKET > S.SOCKET
-              > S.TRANSFER with D.TRANSFER > D.RESUME > S.STOP > S.CLEANUP with D.CLEANUP > S.CLOSE
-    UNWIND    S.CANCEL with D.CANCEL > S.RESUME > D.STOP > S.CLEANUP with D.CLEANUP > D.CLOSE
+              > S.TRANSFER with D.TRANSFER > D.RESUME > S.STOP > S.CLEANUP with D.CLEANUP > both REPORT
+              > S.CLOSE
+    UNWIND    S.CANCEL with D.CANCEL > S.RESUME > D.STOP > S.CLEANUP with D.CLEANUP > both REPORT > D.CLOSE
     RECOVER   nobody here knows who holds the right to run: `fleet/recover.py` asks both sides
     ENDED     nothing is left to call
 
@@ -54,6 +55,8 @@ class Call(enum.Enum):
     STOP = "FinalizeSandbox(STOP)"
     CANCEL = "Cancel"
     CLEANUP = "Cleanup"
+    REPORT = "Report"
+    """Read the session's report, while its shim is there. A side that has none changes nothing."""
     CLOSE = "CloseShim"
     """End the shim of the side that has no guest any more."""
 
@@ -94,6 +97,8 @@ SOURCE_RESUME: Final = _source(Call.RESUME)
 DESTINATION_STOP: Final = _destination(Call.STOP)
 SOURCE_CLEANUP: Final = _source(Call.CLEANUP)
 DESTINATION_CLEANUP: Final = _destination(Call.CLEANUP)
+SOURCE_REPORT: Final = _source(Call.REPORT)
+DESTINATION_REPORT: Final = _destination(Call.REPORT)
 SOURCE_CLOSE: Final = _source(Call.CLOSE)
 DESTINATION_CLOSE: Final = _destination(Call.CLOSE)
 
@@ -115,7 +120,9 @@ FORWARD: Final[Mapping[Step, tuple[Step, ...]]] = MappingProxyType(
         SOURCE_STOP: (DESTINATION_RESUME,),
         SOURCE_CLEANUP: (SOURCE_STOP,),
         DESTINATION_CLEANUP: (SOURCE_STOP,),
-        SOURCE_CLOSE: (SOURCE_CLEANUP,),
+        SOURCE_REPORT: (SOURCE_CLEANUP,),
+        DESTINATION_REPORT: (DESTINATION_CLEANUP,),
+        SOURCE_CLOSE: (SOURCE_REPORT,),
     }
 )
 """Each step of the way forward, and what must have succeeded before it."""
@@ -130,10 +137,17 @@ UNWIND: Final[Mapping[Step, tuple[Step, ...]]] = MappingProxyType(
         DESTINATION_STOP: (SOURCE_CANCEL, DESTINATION_CANCEL, SOURCE_RESUME),
         SOURCE_CLEANUP: (SOURCE_CANCEL, DESTINATION_CANCEL, SOURCE_RESUME, DESTINATION_STOP),
         DESTINATION_CLEANUP: (SOURCE_CANCEL, DESTINATION_CANCEL, SOURCE_RESUME, DESTINATION_STOP),
-        DESTINATION_CLOSE: (SOURCE_RESUME, DESTINATION_STOP, SOURCE_CLEANUP, DESTINATION_CLEANUP),
+        SOURCE_REPORT: (SOURCE_CLEANUP,),
+        DESTINATION_REPORT: (DESTINATION_CLEANUP,),
+        DESTINATION_CLOSE: (SOURCE_RESUME, DESTINATION_STOP, SOURCE_CLEANUP, DESTINATION_REPORT),
     }
 )
 """Each step of the way back, and what must have been answered before it."""
+
+LAST: Final = frozenset(
+    {SOURCE_CLEANUP, DESTINATION_CLEANUP, SOURCE_REPORT, DESTINATION_REPORT, SOURCE_CLOSE}
+)
+"""Done, these end the way forward."""
 
 
 class Mode(enum.Enum):
@@ -260,11 +274,13 @@ class Saga:
     # What a failure means
 
     def _fail_forward(self, step: Step, error: SandshiftError) -> None:
-        if step.call in (Call.CLEANUP, Call.CLOSE):
+        if step.call is Call.REPORT:
+            self._done.add(step)
+        elif step.call in (Call.CLEANUP, Call.CLOSE):
             self.warnings.append(f"{step}: {error.message}")
             self._done.add(step)
             if step == SOURCE_CLEANUP:
-                self._skip(SOURCE_CLOSE)
+                self._skip(SOURCE_REPORT, SOURCE_CLOSE)
         elif step == DESTINATION_SOCKET and isinstance(error, AlreadyThere):
             self._skip(DESTINATION_SOCKET, SOURCE_SOCKET)
         elif DESTINATION_RESUME in self._done:
@@ -297,9 +313,9 @@ class Saga:
         """Every call but the transfers has its answer by now: strike from UNWIND what has nothing to undo."""
         self._unwinding = True
         if not self._may_have_happened(EXPORT):
-            self._strike(SOURCE_CANCEL, SOURCE_RESUME, SOURCE_CLEANUP)
+            self._strike(SOURCE_CANCEL, SOURCE_RESUME, SOURCE_CLEANUP, SOURCE_REPORT)
         if not self._may_have_happened(IMPORT):
-            self._strike(DESTINATION_CANCEL, DESTINATION_STOP, DESTINATION_CLEANUP)
+            self._strike(DESTINATION_CANCEL, DESTINATION_STOP, DESTINATION_CLEANUP, DESTINATION_REPORT)
         if not self._may_have_happened(OPEN):
             self._strike(DESTINATION_CLOSE)
 
@@ -317,8 +333,8 @@ class Saga:
     def _end_if_nothing_is_left(self) -> None:
         if self._pending - TRANSFERS or self.mode in (Mode.RECOVER, Mode.ENDED):
             return  # a transfer may still be pending: CANCEL or the other side's success has ended it
-        if self.mode is Mode.FORWARD and {SOURCE_CLEANUP, DESTINATION_CLEANUP, SOURCE_CLOSE} <= self._done:
+        if self.mode is Mode.FORWARD and self._done >= LAST:
             self.mode, self.outcome = Mode.ENDED, Outcome.MOVED
-        elif self.mode is Mode.UNWIND and DESTINATION_CLOSE in self._asked:
+        elif self.mode is Mode.UNWIND and set(UNWIND) <= self._asked:
             began = self._may_have_happened(EXPORT)
             self.mode, self.outcome = Mode.ENDED, Outcome.UNDONE if began else Outcome.REFUSED

@@ -98,7 +98,7 @@ async def connect(host: Host, namespace: str, sandbox_id: str) -> Shim:
     """
     path = host.config.shim_socket(namespace, sandbox_id)
     where = f"sandbox {sandbox_id} on host {host.name}"
-    if not path.is_socket():
+    if not host.has_shim(namespace, sandbox_id):
         raise NotFound(f"{where} does not exist; 'sandshift ls' shows those that do")
     try:
         client = await ttrpc.connect(str(path), timeout_s=CONNECT_S)
