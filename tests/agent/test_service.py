@@ -258,3 +258,22 @@ async def test_power_off_answers_first(house, guest):
     while not house.system.done:
         await asyncio.sleep(0.01)
     assert house.system.done == [("power off", None)]
+
+
+async def test_a_stream_that_others_left_no_room_goes_on_when_theirs_is_taken(house, guest):
+    house.table._room.bytes_max = 256 << 10
+    await guest.start_process("greedy", ["head", "-c", "1000000", "/dev/zero"])
+    greedy = house.table.output("greedy", 1).buffer
+    while not greedy.is_full:
+        await asyncio.sleep(0.005)
+    await guest.start_process("small", ["head", "-c", "300000", "/dev/zero"])
+    small = house.table.output("small", 1).buffer
+    while not small.is_full:
+        await asyncio.sleep(0.005)
+    assert small.end < 300_000
+    assert len(await output_of(guest, "greedy")) == 1_000_000
+    while small.end < 300_000:
+        await asyncio.sleep(0.005)
+    assert len(await output_of(guest, "small")) == 300_000
+    assert house.table._room.used_bytes == 0
+    assert not house.table._room.waiting

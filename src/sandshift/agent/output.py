@@ -5,15 +5,30 @@ from __future__ import annotations
 from bisect import bisect_right
 from typing import Final
 
-STREAM_BYTES_MAX: Final = 4 << 20
+STREAM_BYTES_MAX: Final = 2 << 20
 """What a stream keeps; more is not read from the process, which then blocks in its write."""
+ALL_STREAMS_BYTES: Final = 32 << 20
+"""Above this much in all streams together a stream keeps no more than STREAM_BYTES_MIN: small guests have many processes."""
+STREAM_BYTES_MIN: Final = 64 << 10
 _CHUNK_BYTES: Final = 64 << 10
 """Small pieces are put together up to this."""
 
 
+class Budget:
+    """What all streams together hold."""
+
+    def __init__(self, bytes_max: int = ALL_STREAMS_BYTES) -> None:
+        self.bytes_max = bytes_max
+        self.used_bytes = 0
+
+    @property
+    def is_spent(self) -> bool:
+        return self.used_bytes >= self.bytes_max
+
+
 class OutputBuffer:
-    def __init__(self, bytes_max: int = STREAM_BYTES_MAX) -> None:
-        self._bytes_max = bytes_max
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
         self._chunks: list[bytes | bytearray] = []
         self._offsets: list[int] = []
         """Where each chunk begins."""
@@ -25,7 +40,8 @@ class OutputBuffer:
 
     @property
     def is_full(self) -> bool:
-        return self.end - self.acknowledged >= self._bytes_max
+        held = self.end - self.acknowledged
+        return held >= (STREAM_BYTES_MIN if self._budget.is_spent else STREAM_BYTES_MAX)
 
     def append(self, data: bytes) -> None:
         last = self._chunks[-1] if self._chunks else b""
@@ -35,11 +51,13 @@ class OutputBuffer:
             self._chunks.append(data if len(data) >= _CHUNK_BYTES else bytearray(data))
             self._offsets.append(self.end)
         self.end += len(data)
+        self._budget.used_bytes += len(data)
 
     def acknowledge(self, offset: int) -> None:
         """Forget what is below `offset`. Repeats and numbers that cannot be do nothing."""
         if not self.acknowledged < offset <= self.end:
             return
+        self._budget.used_bytes -= offset - self.acknowledged
         self.acknowledged = offset
         count = bisect_right(self._offsets, offset) - 1
         if offset == self.end:

@@ -11,11 +11,11 @@ import signal
 import subprocess
 import termios
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from sandshift.agent.output import OutputBuffer
+from sandshift.agent.output import ALL_STREAMS_BYTES, Budget, OutputBuffer
 
 STDOUT: Final = 1
 STDERR: Final = 2
@@ -50,15 +50,29 @@ class Exit:
     """CLOCK_REALTIME."""
 
 
+class OutputRoom(Budget):
+    """The budget, and the streams that wait for room in it or in themselves."""
+
+    def __init__(self, bytes_max: int = ALL_STREAMS_BYTES) -> None:
+        super().__init__(bytes_max)
+        self.waiting: set[OutputStream] = set()
+
+    def wake(self) -> None:
+        """There may be room: whoever has some goes on."""
+        for stream in list(self.waiting):
+            stream.resume_if_room()
+
+
 class OutputStream:
     """Reads a descriptor into an OutputBuffer while there is room."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, room: OutputRoom) -> None:
+        self._room = room
         self._descriptor = descriptor
         self._loop = asyncio.get_running_loop()
         self._changed = asyncio.Event()
         self._is_reading = False
-        self.buffer = OutputBuffer()
+        self.buffer = OutputBuffer(room)
         with contextlib.suppress(OSError):
             fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         os.set_blocking(descriptor, False)
@@ -71,11 +85,21 @@ class OutputStream:
 
     def acknowledge(self, offset: int) -> None:
         self.buffer.acknowledge(offset)
+        self._room.wake()
+
+    def resume_if_room(self) -> None:
         if not self.buffer.is_full:
             self._resume()
 
+    def forget(self) -> None:
+        """Read no more and drop what is held."""
+        self.close()
+        self.buffer.acknowledge(self.buffer.end)
+        self._room.wake()
+
     def close(self) -> None:
         """Read no more. Idempotent."""
+        self._room.waiting.discard(self)
         if self._descriptor >= 0:
             self._pause()
             os.close(self._descriptor)
@@ -84,6 +108,7 @@ class OutputStream:
         self._changed.set()
 
     def _resume(self) -> None:
+        self._room.waiting.discard(self)
         if not self._is_reading and self._descriptor >= 0:
             self._is_reading = True
             self._loop.add_reader(self._descriptor, self._readable)
@@ -108,6 +133,7 @@ class OutputStream:
         self.buffer.append(data)
         if self.buffer.is_full:
             self._pause()
+            self._room.waiting.add(self)
         self._changed.set()
 
 
@@ -197,7 +223,7 @@ class InputStream:
 class Process:
     """A started process. Lives on after the end until it is forgotten."""
 
-    def __init__(self, plan: ProcessPlan, on_exit: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, plan: ProcessPlan, room: OutputRoom) -> None:
         """Start it.
 
         Raises:
@@ -207,7 +233,7 @@ class Process:
         self.exit: Exit | None = None
         self.outputs: dict[int, OutputStream] = {}
         self.input: InputStream | None = None
-        self._on_exit = on_exit
+        self._room = room
         self._ended = asyncio.Event()
         self._start()
         self.pid = self._popen.pid
@@ -243,12 +269,11 @@ class Process:
         os.close(self._pidfd)
         self.exit = Exit(128 - status if status < 0 else status, time.time_ns())
         self._ended.set()
-        self._on_exit()
 
     def close(self) -> None:
-        """Give up its streams. Idempotent."""
+        """Give up its streams and what they hold. Idempotent."""
         for output in self.outputs.values():
-            output.close()
+            output.forget()
         if self.input is not None:
             self.input.close()
 
@@ -279,7 +304,7 @@ class Process:
         for stream in (STDOUT, STDERR):
             ours, ends[stream] = os.pipe2(os.O_CLOEXEC)
             children.callback(os.close, ends[stream])
-            self.outputs[stream] = OutputStream(ours)
+            self.outputs[stream] = OutputStream(ours, self._room)
         stdin: int = subprocess.DEVNULL
         if self.plan.stdin:
             stdin, ours = os.pipe2(os.O_CLOEXEC)
@@ -290,7 +315,7 @@ class Process:
     def _open_terminal(self, children: contextlib.ExitStack) -> tuple[int, int, int]:
         ours, theirs = os.openpty()
         children.callback(os.close, theirs)
-        self.outputs[STDOUT] = OutputStream(ours)
+        self.outputs[STDOUT] = OutputStream(ours, self._room)
         self.input = InputStream(os.dup(ours), terminal=True)
         return theirs, theirs, theirs
 

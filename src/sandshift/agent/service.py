@@ -6,9 +6,10 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Iterable
-from typing import Final
+from typing import Final, cast
 
 from sandshift.agent import netlink
+from sandshift.agent.piece import EncodedPiece
 from sandshift.agent.process import STDERR, STDOUT, ProcessPlan
 from sandshift.agent.system import System
 from sandshift.agent.table import Table
@@ -100,7 +101,7 @@ class Agent(AgentService):
                     f" {output.buffer.acknowledged} to {output.buffer.end}",
                 )
             if data := output.buffer.read(offset, OUTPUT_MESSAGE_BYTES_MAX):
-                yield pb.ReadOutputResponse(offset=offset, data=data)
+                yield cast("pb.ReadOutputResponse", EncodedPiece(offset, data))
                 offset += len(data)
             elif output.buffer.is_ended:
                 yield pb.ReadOutputResponse(offset=offset, eof=True)

@@ -6,7 +6,7 @@ import contextlib
 import os
 from typing import Final
 
-from sandshift.agent.process import OutputStream, Process, ProcessPlan
+from sandshift.agent.process import OutputRoom, OutputStream, Process, ProcessPlan
 from ttrpc import Code, StatusError
 
 PROCESSES_MAX: Final = 1024
@@ -16,6 +16,7 @@ PROCESSES_MAX: Final = 1024
 class Table:
     def __init__(self) -> None:
         self._by_id: dict[str, Process] = {}
+        self._room = OutputRoom()
 
     def start(self, process_id: str, plan: ProcessPlan) -> Process:
         """The process of this id; started if it is not there. Calling twice with the same plan is one call.
@@ -35,7 +36,7 @@ class Table:
         if len(self._by_id) >= PROCESSES_MAX:
             raise StatusError(Code.RESOURCE_EXHAUSTED, f"{PROCESSES_MAX} processes are known: forget some")
         try:
-            process = Process(plan)
+            process = Process(plan, self._room)
         except OSError as error:
             raise _start_failed(process_id, plan, error) from error
         self._by_id[process_id] = process

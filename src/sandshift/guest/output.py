@@ -11,7 +11,7 @@ from sandshift.wire.sandshift import agent_pb2 as pb
 from sandshift.wire.sandshift.agent_ttrpc import AgentClient
 from ttrpc import StatusError
 
-ACK_BYTES: Final = 1 << 20
+ACK_BYTES: Final = 512 << 10
 """Acknowledged at once when so much was taken since the last time."""
 ACK_S: Final = 0.1
 """And after this, whatever was taken."""
