@@ -261,7 +261,7 @@ async def test_power_off_answers_first(house, guest):
 
 
 async def test_a_stream_that_others_left_no_room_goes_on_when_theirs_is_taken(house, guest):
-    house.table._room.bytes_max = 256 << 10
+    house.table._room.bytes_max = 300 << 10
     await guest.start_process("greedy", ["head", "-c", "1000000", "/dev/zero"])
     greedy = house.table.output("greedy", 1).buffer
     while not greedy.is_full:
