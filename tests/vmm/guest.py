@@ -55,7 +55,7 @@ while :; do
   case $word in
     ping) count=$((count+1)); echo "pong $count" >&3 ;;
     id) cat /proc/sys/kernel/random/boot_id >&3 ;;
-    disk) sha256sum /dev/$argument | cut -d' ' -f1 >&3 ;;
+    disk) echo $(sha256sum /dev/$argument 2>/dev/null | cut -d' ' -f1) >&3 ;;
     card) cat /sys/class/net/$argument/address >&3 ;;
     cmdline) cat /proc/cmdline >&3 ;;
     dirty) stop_dirtier; dd if=/dev/urandom of=/tmp/pattern bs=1M count=1 2>/dev/null

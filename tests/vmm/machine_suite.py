@@ -14,8 +14,10 @@ from typing import Protocol
 import pytest
 
 from sandshift.errors import AlreadyThere, Damaged, IllegalMove, Rejected, Unavailable
+from sandshift.sandbox.shape import Device
 from sandshift.vmm.machine import (
     ChannelSecurity,
+    DiskSource,
     Machine,
     MachineEvent,
     MachineSpec,
@@ -24,6 +26,7 @@ from sandshift.vmm.machine import (
     TransferSettings,
     Vmm,
 )
+from sandshift.vmm.standard import DiskPlan, disk_device, with_disk
 from tests.vmm.guest import Talk
 
 LICENCE = object()
@@ -82,6 +85,20 @@ async def until(events: AsyncIterator[MachineEvent], name: str, status: str = ""
 
 def names(events: list[MachineEvent]) -> list[str]:
     return [str(event.data["status"]) if event.name == "MIGRATION" else event.name for event in events]
+
+
+def extra_disk(folder: Path) -> tuple[Device, DiskSource]:
+    path = folder / "extra"
+    path.write_bytes(b"extra".ljust(1 << 20, b"\0"))
+    return replace(disk_device(9, DiskPlan(1 << 20)), id="disk9"), DiskSource("disk9", path)
+
+
+async def resumed(machine: Machine) -> None:
+    """A source resumes by itself, some before and some after they say that the transfer failed."""
+    async with asyncio.timeout(STEP_S):
+        while await machine.run_state() is RunState.FINISH_MIGRATE:
+            pass
+    assert await machine.run_state() is RunState.RUNNING
 
 
 class Pair:
@@ -343,6 +360,50 @@ class MachineSuite:
         with pytest.raises(Rejected, match="in a transfer that may not throttle"):
             await pair.source.tune(replace(FAST, throttle_percent=10, throttling=False))
 
+    # --- disks
+
+    async def test_a_disk_is_plugged_in_moves_along_and_is_taken_out(
+        self, rig: Rig, ended: list[Machine], running: tuple[Machine, Talk, MachineSpec], tmp_path: Path
+    ) -> None:
+        source, talk, spec = running
+        device, disk = extra_disk(tmp_path)
+        await source.attach_disk(device, disk)
+        assert source.shape.devices[-1] == device
+        with pytest.raises(AlreadyThere, match="sandbox source: it has a device disk9 already"):
+            await source.attach_disk(device, disk)
+        there = with_disk(rig.spec("destination", like=spec), device, disk)
+        destination = await rig.vmm.start_incoming(there)
+        ended.append(destination)
+        pair = Pair(source, destination, talk, spec)
+        await pair.complete()
+        await destination.run_vcpus(LICENCE)
+        await destination.detach_disk("disk9")
+        await destination.detach_disk("disk9")
+        assert destination.shape == spec.shape
+        pair.close()
+
+    async def test_a_destination_without_the_disk_is_refused(self, pair: Pair, tmp_path: Path) -> None:
+        await pair.source.attach_disk(*extra_disk(tmp_path))
+        await pair.begin()
+        async with asyncio.timeout(STEP_S):
+            async for event in pair.said:
+                if event.data.get("status") == "pre-switchover":
+                    # QEMU looks at devices last, in the blackout: shapes are to be compared long before.
+                    await pair.source.switch_over()
+                if event.data.get("status") == "failed":
+                    break
+        await until(pair.heard, "MIGRATION", "failed")
+        await resumed(pair.source)
+
+    async def test_no_disk_is_plugged_in_during_a_transfer(
+        self, rig: Rig, pair: Pair, tmp_path: Path
+    ) -> None:
+        await pair.begin(rig.slow)
+        await until(pair.said, "MIGRATION", "active")
+        with pytest.raises(IllegalMove, match="sandbox source: QEMU refused"):
+            await pair.source.attach_disk(*extra_disk(tmp_path))
+        assert pair.source.shape == pair.spec.shape
+
     # --- what goes wrong
 
     async def test_a_transfer_under_way_is_cancelled_and_the_next_succeeds(
@@ -391,7 +452,7 @@ class MachineSuite:
         await rig.kill(pair.destination)
         await until(pair.said, "MIGRATION", "failed")
         assert (await pair.source.migration_info()).error
-        assert await pair.source.run_state() is RunState.RUNNING
+        await resumed(pair.source)
         assert (await pair.talk.ask("ping")).startswith("pong")
 
     async def test_the_destination_dies_before_the_switchover(self, rig: Rig, pair: Pair) -> None:
@@ -399,7 +460,7 @@ class MachineSuite:
         await rig.kill(pair.destination)
         await pair.source.switch_over()
         await until(pair.said, "MIGRATION", "failed")
-        assert await pair.source.run_state() is RunState.RUNNING
+        await resumed(pair.source)
         assert (await pair.talk.ask("ping")).startswith("pong")
 
     async def test_the_source_dies_while_memory_flows(self, rig: Rig, pair: Pair) -> None:
@@ -418,7 +479,7 @@ class MachineSuite:
         pair.source_end.shutdown(socket.SHUT_RDWR)
         await until(pair.said, "MIGRATION", "failed")
         await until(pair.heard, "MIGRATION", "failed")
-        assert await pair.source.run_state() is RunState.RUNNING
+        await resumed(pair.source)
 
     async def test_a_destination_that_takes_nothing_in_is_cancelled(self, rig: Rig, pair: Pair) -> None:
         await pair.begin(rig.slow)
@@ -433,7 +494,7 @@ class MachineSuite:
         await pair.begin(security=SECRET, other=ChannelSecurity(psk=bytes(32)))
         await until(pair.heard, "MIGRATION", "failed")
         await until(pair.said, "MIGRATION", "failed")
-        assert await pair.source.run_state() is RunState.RUNNING
+        await resumed(pair.source)
         assert await pair.destination.run_state() is RunState.INMIGRATE
 
     async def test_another_machine_is_refused(self, rig: Rig, ended: list[Machine], pair: Pair) -> None:

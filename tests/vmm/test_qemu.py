@@ -1,19 +1,22 @@
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from sandshift.vmm.machine import Machine, MachineSpec, TransferSettings
+from sandshift.errors import IllegalMove, Rejected, Unavailable
+from sandshift.vmm.machine import DiskSource, Machine, MachineSpec, TransferSettings
 from sandshift.vmm.qemu import QemuVmm
 from tests.vmm import guest
 from tests.vmm.guest import Talk
-from tests.vmm.machine_suite import LICENCE, MachineSuite
+from tests.vmm.machine_suite import LICENCE, SECRET, MachineSuite, channel, extra_disk, until
 from tests.vmm.specs import fresh_spec
 
 pytestmark = [
@@ -73,3 +76,73 @@ async def rig(folder: Path, tmp_path: Path) -> QemuRig:
 
 class TestQemuMachine(MachineSuite):
     """The same as the fake."""
+
+    async def test_the_guest_reads_a_disk_that_was_plugged_in(self, rig: QemuRig, tmp_path: Path) -> None:
+        device, source = extra_disk(tmp_path)
+        machine = await rig.vmm.start_from_template(rig.spec("plugged"), rig.template)
+        try:
+            talk = await Talk.open(machine.agent_socket)
+            await machine.run_vcpus(LICENCE)
+            wanted = rig.files.sha256(rig.files.disk)
+            assert await talk.ask("disk sda") == wanted
+            await machine.attach_disk(device, source)
+            wanted = rig.files.sha256(source.path)
+            async with asyncio.timeout(20):
+                while await talk.ask("disk sdb") != wanted:
+                    pass
+            await talk.close()
+        finally:
+            await machine.destroy()
+
+    async def test_a_disk_that_cannot_be_opened_leaves_nothing_behind(
+        self, rig: QemuRig, tmp_path: Path
+    ) -> None:
+        device, source = extra_disk(tmp_path)
+        machine = await rig.vmm.start(rig.spec("plugged"))
+        try:
+            with pytest.raises(IllegalMove, match=r"refused to open disk disk9: Could not open '.*/missing'"):
+                await machine.attach_disk(device, DiskSource("disk9", tmp_path / "missing"))
+            with pytest.raises(IllegalMove, match="refused to plug in disk disk9"):
+                await machine.attach_disk(replace(device, bus="nowhere.0"), source)
+            await machine.attach_disk(device, source)
+        finally:
+            await machine.destroy()
+
+    async def test_what_qemu_says_against_a_start_is_told(self, rig: QemuRig, tmp_path: Path) -> None:
+        spec = rig.spec("wrong")
+        with pytest.raises(Rejected, match=r"sandbox wrong: QEMU does not start: .*unsupported machine type"):
+            await rig.vmm.start(replace(spec, shape=replace(spec.shape, machine_type="pc-q35-99.0")))
+        with pytest.raises(Rejected, match=r"kernel .*/missing cannot be read: build the guest image first"):
+            await rig.vmm.start(replace(spec, kernel=tmp_path / "missing"))
+        with pytest.raises(Rejected, match="there is no tap nosuchtap in this network namespace"):
+            await rig.vmm.start(replace(spec, taps={"net0": "nosuchtap"}))
+        assert await rig.vmm.reattach(spec) is None
+
+    async def test_keys_do_not_stay_on_disk(self, rig: QemuRig) -> None:
+        spec = rig.spec("keys")
+        machine = await rig.vmm.start_incoming(spec)
+        try:
+            ours, theirs = channel()
+            await machine.migrate_in(ours.fileno(), SECRET)
+            assert (spec.run_dir / "keys/keys.psk").exists()
+            events = machine.events()
+            theirs.close()
+            await until(events, "MIGRATION", "failed")
+            assert not (spec.run_dir / "keys").exists()
+            ours.close()
+        finally:
+            await machine.destroy()
+
+    async def test_a_hung_qemu_is_unavailable_and_named(self, rig: QemuRig) -> None:
+        spec = rig.spec("hung")
+        machine = await QemuVmm(command_s=0.3).start(spec)
+        try:
+            rig.freeze(machine)
+            with pytest.raises(
+                Unavailable, match=r"sandbox hung: QEMU did not answer query-status within 0\.3 s"
+            ):
+                await machine.run_state()
+            assert machine.alive
+        finally:
+            await machine.destroy()
+        assert not machine.alive

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Final
 
 from sandshift.errors import AlreadyThere, Damaged, IllegalMove, NotSupported, Unavailable
-from sandshift.sandbox.shape import MachineShape
+from sandshift.sandbox.shape import Device, MachineShape
 from sandshift.vmm import transfer
 from sandshift.vmm.events import EventStream
 from sandshift.vmm.fake_process import AgentProgram, FakeProcess, Faults, RunLog
 from sandshift.vmm.machine import (
     ChannelSecurity,
+    DiskSource,
     MachineEvent,
     MachineSpec,
     MigrationInfo,
@@ -27,6 +28,7 @@ from sandshift.vmm.machine import (
     RunState,
     TransferSettings,
 )
+from sandshift.vmm.standard import with_disk, without_disk
 
 COMMAND_S: Final = 10.0
 PIDS_FIRST: Final = 100_000
@@ -166,6 +168,19 @@ class FakeMachine:
     async def drop_channel(self) -> None:
         await self._answer("closefd")
         self.process.drop_channel()
+
+    async def attach_disk(self, device: Device, source: DiskSource) -> None:
+        await self._answer("device_add")
+        if any(device.id == other.id for other in self.shape.devices):
+            raise AlreadyThere(f"sandbox {self._name}: it has a device {device.id} already")
+        self._refuse_while_under_way()
+        self.process.spec = with_disk(self.process.spec, device, source)
+
+    async def detach_disk(self, device_id: str) -> None:
+        await self._answer("device_del")
+        if any(device_id == device.id for device in self.shape.devices):
+            self._refuse_while_under_way()
+            self.process.spec = without_disk(self.process.spec, device_id)
 
     async def memory_digest(self) -> bytes:
         if not self.shape.shared_memory:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from sandshift.sandbox.shape import MachineShape
+from sandshift.sandbox.shape import Device, MachineShape
 
 
 class RunState(enum.Enum):
@@ -104,6 +104,14 @@ class TransferSettings:
     """Whether `throttle_percent` may be above 0 at any time of this transfer. Fixed at the start; costs 1 percent."""
 
 
+@dataclass(frozen=True, slots=True)
+class DiskSource:
+    """Where on this host the content of the shape's disk device `device_id` lies."""
+
+    device_id: str
+    path: Path
+
+
 class Machine(Protocol):
     """One VM process. Methods raise errors of `sandshift.errors`: Unavailable for a VM that does not answer."""
 
@@ -154,7 +162,8 @@ class Machine(Protocol):
 
         return-path, pause-before-switchover, events and validate-uuid are always on. TCP_NODELAY is set, a property
         that duplicates share. So is the blocking mode, and QEMU changes it both ways while it has the socket: set it
-        again before you read or write there yourself. A transfer that fails, is cancelled or loses its VM process ends
+        again before you read or write there yourself. After a failure the source resumes the guest by itself, RESUME coming
+        before or after MIGRATION failed. A transfer that fails, is cancelled or loses its VM process ends
         the connection for every holder; one that completes leaves it open and whole.
         """
         ...
@@ -192,6 +201,21 @@ class Machine(Protocol):
         """Close that copy, if there is one."""
         ...
 
+    async def attach_disk(self, device: Device, source: DiskSource) -> None:
+        """Plug a disk into the machine, running or not; `shape` has it from then on. Refused during a transfer.
+
+        Raises AlreadyThere if the machine has a device of that id, IllegalMove with the VM's own words otherwise; then
+        nothing of it is left. The guest sees the disk some 100 ms later.
+        """
+        ...
+
+    async def detach_disk(self, device_id: str) -> None:
+        """Take a disk out again, once the guest has let go of it, and close its file. Idempotent.
+
+        Raises TimedOut if the guest does not let go of it in time: it is still plugged in then.
+        """
+        ...
+
     async def memory_digest(self) -> bytes:
         """xxh3_128 over the guest's memory, which must be stopped. Needs `shape.shared_memory`."""
         ...
@@ -206,14 +230,6 @@ class Machine(Protocol):
     async def detach(self) -> None:
         """Let go of the VM process without ending it: a later shim finds it by `Vmm.reattach`. Idempotent."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class DiskSource:
-    """Where on this host the content of the shape's disk device `device_id` lies."""
-
-    device_id: str
-    path: Path
 
 
 @dataclass(frozen=True, slots=True)

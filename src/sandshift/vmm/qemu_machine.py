@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from sandshift.errors import (
+    AlreadyThere,
     Damaged,
     IllegalMove,
     NotSupported,
@@ -20,13 +21,14 @@ from sandshift.errors import (
     TimedOut,
     Unavailable,
 )
-from sandshift.sandbox.shape import MachineShape
-from sandshift.vmm import psk, transfer
+from sandshift.sandbox.shape import Device, MachineShape
+from sandshift.vmm import command, psk, transfer
 from sandshift.vmm.channel import Channel
 from sandshift.vmm.digest import memory_digest_of_process
 from sandshift.vmm.events import EventFanout, EventStream
 from sandshift.vmm.machine import (
     ChannelSecurity,
+    DiskSource,
     MachineEvent,
     MachineSpec,
     MigrationInfo,
@@ -36,6 +38,7 @@ from sandshift.vmm.machine import (
 )
 from sandshift.vmm.process import PID_FILE, VmProcess
 from sandshift.vmm.qmp import Qmp, QmpRefused
+from sandshift.vmm.standard import with_disk, without_disk
 
 QMP_SOCKET: Final = "qmp"
 AGENT_SOCKET: Final = "agent"
@@ -53,9 +56,12 @@ TEMPLATE_S: Final = 120.0
 """For writing or reading a whole guest: a slow disk and 8 GiB."""
 LAST_WORDS_S: Final = 1.0
 """How long a dead QEMU's unread events are waited for."""
+RESUME_TRIES_MAX: Final = 200
+RESUME_WAIT_S: Final = 0.01
 TOTALS_TRIES_MAX: Final = 5
 TOTALS_WAIT_S: Final = 0.002
 """QEMU announces `completed` a moment before it fills in the totals."""
+UNPLUG_S: Final = 10.0
 UNIX_PATH_MAX: Final = 107
 
 _STATES: Final[Mapping[str, RunState]] = {
@@ -160,7 +166,7 @@ class QemuMachine:
         )  # Whether the guest may run was decided by whoever holds it; to ask for it keeps callers honest.
         if self._incoming and await self.run_state() is RunState.INMIGRATE:
             raise IllegalMove(f"sandbox {self._spec.name}: its memory has not arrived, so it cannot start")
-        if self._may_send and await self.run_state() is RunState.FINISH_MIGRATE:
+        if self._may_send and await self._being_sent():
             raise IllegalMove(
                 f"sandbox {self._spec.name}: it is being sent away; cancel the transfer before it starts"
             )
@@ -266,6 +272,31 @@ class QemuMachine:
     async def drop_channel(self) -> None:
         await self._close_fd(KEPT_CHANNEL_NAME)
 
+    async def attach_disk(self, device: Device, source: DiskSource) -> None:
+        if any(device.id == other.id for other in self.shape.devices):
+            raise AlreadyThere(f"sandbox {self._spec.name}: it has a device {device.id} already")
+        options = command.disk_options(device)
+        await self._do(f"open disk {device.id}", "blockdev-add", command.drive(device, source.path))
+        try:
+            await self._do(f"plug in disk {device.id}", "device_add", options)
+        except BaseException:
+            with contextlib.suppress(SandshiftError):
+                await self._connection.execute("blockdev-del", {"node-name": command.node_name(device.id)})
+            raise
+        self._spec = with_disk(self._spec, device, source)
+
+    async def detach_disk(self, device_id: str) -> None:
+        if not any(device_id == device.id for device in self.shape.devices):
+            return
+        listener = self.events()
+        try:
+            await self._do(f"take out disk {device_id}", "device_del", {"id": device_id})
+            await self._deleted(listener, device_id)
+        finally:
+            listener.close()
+        self._spec = without_disk(self._spec, device_id)
+        await self._do(f"close disk {device_id}", "blockdev-del", {"node-name": command.node_name(device_id)})
+
     async def memory_digest(self) -> bytes:
         if not self.shape.shared_memory:
             raise NotSupported(
@@ -338,6 +369,18 @@ class QemuMachine:
             raise IllegalMove(
                 f"sandbox {self._spec.name}: QEMU refused to {doing}: {error.reason}"
             ) from error
+
+    async def _being_sent(self) -> bool:
+        """Whether a transfer out that is not over has stopped the guest."""
+        for _ in range(RESUME_TRIES_MAX):
+            if await self.run_state() is not RunState.FINISH_MIGRATE:
+                return False
+            if transfer.is_under_way((await self.migration_info()).status):
+                return True
+            await asyncio.sleep(
+                RESUME_WAIT_S
+            )  # It failed; QEMU says so a moment before it resumes the guest.
+        return True
 
     async def _arm(
         self,
@@ -418,6 +461,18 @@ class QemuMachine:
                 f"sandbox {self._spec.name}: a transfer did not {what} within {timeout_s:g} s"
             ) from error
         raise Unavailable(f"sandbox {self._spec.name}: QEMU ended before a transfer could {what}")
+
+    async def _deleted(self, listener: EventStream, device_id: str) -> None:
+        try:
+            async with asyncio.timeout(UNPLUG_S):
+                async for event in listener:
+                    if event.name == "DEVICE_DELETED" and event.data.get("device") == device_id:
+                        return
+        except TimeoutError as error:
+            raise TimedOut(
+                f"sandbox {self._spec.name}: the guest did not let go of {device_id} within {UNPLUG_S:g} s"
+            ) from error
+        raise Unavailable(f"sandbox {self._spec.name}: QEMU ended before disk {device_id} was out")
 
     def _with_reason(self, info: MigrationInfo) -> MigrationInfo:
         """A receiving QEMU says why on its standard error only."""

@@ -7,11 +7,12 @@ addresses are part of the shape and given here, once.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from sandshift.errors import Rejected
 from sandshift.sandbox.shape import Device, MachineShape
+from sandshift.vmm.machine import DiskSource, MachineSpec
 
 AGENT_PORT_NAME: Final = "sandshift.agent"
 """How the guest finds the port: /sys/class/virtio-ports/*/name."""
@@ -71,6 +72,19 @@ def card_device(index: int, mac: str) -> Device:
         address=f"{CARD_SLOT_FIRST + index:#x}",
         mac=mac,
     )
+
+
+def with_disk(spec: MachineSpec, device: Device, source: DiskSource) -> MachineSpec:
+    """The same machine with one more disk."""
+    shape = replace(spec.shape, devices=(*spec.shape.devices, device))
+    return replace(spec, shape=shape, disks=(*spec.disks, source))
+
+
+def without_disk(spec: MachineSpec, device_id: str) -> MachineSpec:
+    """The same machine without that disk; of one that it does not have, the same."""
+    devices = tuple(device for device in spec.shape.devices if device.id != device_id)
+    disks = tuple(source for source in spec.disks if source.device_id != device_id)
+    return replace(spec, shape=replace(spec.shape, devices=devices), disks=disks)
 
 
 def standard_shape(
