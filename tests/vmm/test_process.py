@@ -12,6 +12,7 @@ import pytest
 
 from sandshift.errors import Rejected
 from sandshift.vmm.process import (
+    LOG_KEPT_BYTES,
     PID_FILE,
     ProcessIdentity,
     adopt,
@@ -19,6 +20,7 @@ from sandshift.vmm.process import (
     listen_unix,
     read_tail,
     spawn,
+    trim_log,
 )
 
 SLEEP = ("sleep", "1000")
@@ -131,3 +133,17 @@ def test_only_the_end_of_a_long_text_is_read(tmp_path: Path) -> None:
     (tmp_path / "text").write_bytes(b"a" * 100 + b"\xff end\n")
     assert read_tail(tmp_path / "text", 6) == "\ufffd end"
     assert read_tail(tmp_path / "missing", 6) == ""
+
+
+def test_a_log_that_outgrew_its_bound_is_emptied_and_goes_on(tmp_path: Path) -> None:
+    log = tmp_path / "console"
+    with log.open("ab", buffering=0) as writer:
+        writer.write(b"x" * LOG_KEPT_BYTES + b"end")
+        assert not trim_log(log, LOG_KEPT_BYTES + 3)
+        assert trim_log(log, LOG_KEPT_BYTES)
+        writer.write(b"more")
+    assert log.read_bytes() == b"more"
+    kept = (tmp_path / "console.old").read_bytes()
+    assert len(kept) == LOG_KEPT_BYTES
+    assert kept.endswith(b"xend")
+    assert not trim_log(tmp_path / "missing", 1)

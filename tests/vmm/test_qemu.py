@@ -16,7 +16,7 @@ from sandshift.vmm.machine import DiskSource, Machine, MachineSpec, TransferSett
 from sandshift.vmm.qemu import QemuVmm
 from tests.vmm import guest
 from tests.vmm.guest import Talk
-from tests.vmm.machine_suite import LICENCE, SECRET, MachineSuite, channel, extra_disk, until
+from tests.vmm.machine_suite import LICENCE, SECRET, MachineSuite, Pair, channel, extra_disk, until
 from tests.vmm.specs import fresh_spec
 
 pytestmark = [
@@ -146,3 +146,39 @@ class TestQemuMachine(MachineSuite):
         finally:
             await machine.destroy()
         assert not machine.alive
+
+    async def test_a_guest_that_panics_ends_its_process_too(self, rig: QemuRig) -> None:
+        machine = await rig.vmm.start_from_template(rig.spec("panic"), rig.template)
+        try:
+            talk = await Talk.open(machine.agent_socket)
+            await machine.run_vcpus(LICENCE)
+            events = machine.events()
+            talk.tell("crash")
+            heard = await until(events, "DEAD")
+            assert [event.data["reason"] for event in heard if event.name == "SHUTDOWN"] == ["guest-reset"]
+        finally:
+            await machine.destroy()
+
+    async def test_a_throttle_comes_into_force_while_memory_flows(self, rig: QemuRig) -> None:
+        spec = rig.spec("busy")
+        source = await rig.vmm.start_from_template(spec, rig.template)
+        destination = await rig.vmm.start_incoming(rig.spec("there", like=spec))
+        talk = await Talk.open(source.agent_socket)
+        pair = Pair(source, destination, talk, spec)
+        try:
+            await source.run_vcpus(LICENCE)
+            assert await talk.ask("dirty 30") == "dirtying"
+            slow = TransferSettings(bandwidth_bytes_per_s=40 << 20, downtime_limit_ms=1)
+            await pair.begin(slow)
+            await until(pair.said, "MIGRATION_PASS")
+            await source.tune(replace(slow, throttle_percent=70))
+            async with asyncio.timeout(40):
+                while (info := await source.migration_info()).throttle_percent != 70:
+                    assert info.throttle_percent in (0, 1)
+                    await until(pair.said, "MIGRATION_PASS")
+            await source.cancel_transfer()
+            assert (await talk.ask("ping")).startswith("pong")
+        finally:
+            await source.destroy()
+            await destination.destroy()
+            pair.close()

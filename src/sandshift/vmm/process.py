@@ -24,6 +24,7 @@ from sandshift.errors import Rejected, Unavailable
 PID_FILE: Final = "vm.pid"
 STDERR_FILE: Final = "vm.stderr"
 STDERR_TAIL_BYTES: Final = 4096
+LOG_KEPT_BYTES: Final = 64 << 10
 KILL_S: Final = 10.0
 """How long a killed process may take to be gone: it may sit in an uninterruptible read."""
 BOOT_ID_PATH: Final = Path("/proc/sys/kernel/random/boot_id")
@@ -120,7 +121,8 @@ def spawn(arguments: Sequence[str], run_dir: Path, *, inherited_fds: Sequence[in
     Raises:
         Rejected: the program is missing or cannot be executed.
     """
-    with (run_dir / STDERR_FILE).open("wb") as stderr:
+    (run_dir / STDERR_FILE).unlink(missing_ok=True)
+    with (run_dir / STDERR_FILE).open("ab") as stderr:
         try:
             child = subprocess.Popen(
                 arguments,
@@ -175,6 +177,23 @@ def read_tail(path: Path, size_bytes: int) -> str:
             return file.read(size_bytes).decode(errors="replace").strip()
     except OSError:
         return ""
+
+
+def trim_log(path: Path, size_bytes_max: int) -> bool:
+    """Empty a log that has outgrown its bound, its end kept beside it as "NAME.old"; whether it had.
+
+    Its writer must append (O_APPEND). What it writes in between is lost. A guest can write to its console without end.
+    """
+    try:
+        if path.stat().st_size <= size_bytes_max:
+            return False
+        with path.open("rb") as file:
+            file.seek(-LOG_KEPT_BYTES, os.SEEK_END)
+            path.with_name(f"{path.name}.old").write_bytes(file.read(LOG_KEPT_BYTES))
+        os.truncate(path, 0)
+    except OSError:
+        return False
+    return True
 
 
 def _write_record(run_dir: Path, pid: int) -> None:

@@ -36,7 +36,7 @@ from sandshift.vmm.machine import (
     RunState,
     TransferSettings,
 )
-from sandshift.vmm.process import PID_FILE, VmProcess
+from sandshift.vmm.process import PID_FILE, STDERR_FILE, VmProcess, trim_log
 from sandshift.vmm.qmp import Qmp, QmpRefused
 from sandshift.vmm.standard import with_disk, without_disk
 
@@ -61,6 +61,8 @@ RESUME_WAIT_S: Final = 0.01
 TOTALS_TRIES_MAX: Final = 5
 TOTALS_WAIT_S: Final = 0.002
 """QEMU announces `completed` a moment before it fills in the totals."""
+LOG_LOOK_S: Final = 5.0
+LOG_BYTES_MAX: Final = 1 << 20
 UNPLUG_S: Final = 10.0
 UNIX_PATH_MAX: Final = 107
 
@@ -99,6 +101,8 @@ class QemuMachine:
         self._folder_fd = os.open(spec.run_dir, os.O_PATH | os.O_DIRECTORY)
         # Tells everybody of the end of the process. Its exceptions are all handled inside.
         self._task_end = asyncio.create_task(self._watch_end(), name=f"vm end {spec.name}")
+        # Ends with us. Nobody needs to know how it fares.
+        self._task_tidy = asyncio.create_task(self._keep_logs_small(), name=f"vm logs {spec.name}")
 
     @classmethod
     async def open(
@@ -507,6 +511,12 @@ class QemuMachine:
                     failed = {"status": MigrationStatus.FAILED.value}
                     self._on_event(MachineEvent("MIGRATION", failed, time.time_ns() // 1000))
 
+    async def _keep_logs_small(self) -> None:
+        while True:
+            await asyncio.sleep(LOG_LOOK_S)
+            for name in (command.CONSOLE_FILE, STDERR_FILE):
+                trim_log(self._spec.run_dir / name, LOG_BYTES_MAX)
+
     async def _watch_end(self) -> None:
         await self._process.ended.wait()
         if self._qmp is not None:
@@ -526,6 +536,7 @@ class QemuMachine:
         self._fanout.end()
 
     async def _let_go(self) -> None:
+        self._task_tidy.cancel()
         if self._task_handshake is not None:
             self._task_handshake.cancel()
         self._end_channel(whole=True)
