@@ -90,6 +90,7 @@ Order = Look | Invoke | Pause
 Answer = View | Result | None
 Procedure = Generator[Order, Answer, Verdict]
 _Part = Generator[Order, Answer, bool]
+_Way = Generator[Order, Answer, Ending | None]
 
 
 def recover() -> Procedure:
@@ -97,13 +98,9 @@ def recover() -> Procedure:
     for _ in range(ROUNDS_MAX):
         yield from _cancel_what_is_under_way()
         source, destination = yield from _look_at_both()
-        if goes_forward(source, destination):
-            done = yield from _forward(source, destination)
-            ending = Ending.FORWARD
-        else:
-            done = yield from _back(source, destination)
-            ending = Ending.BACK
-        if done:
+        way = _forward if goes_forward(source, destination) else _back
+        ending = yield from way(source, destination)
+        if ending is not None:
             return Verdict(ending)
         yield Pause()
     return diagnose(*(yield from _look_at_both()))
@@ -177,26 +174,26 @@ def _cancel_what_is_under_way() -> Generator[Order, Answer, None]:
         yield from _invoke(Side.DESTINATION, Call.CANCEL)
 
 
-def _forward(source: View | None, destination: View | None) -> _Part:
+def _forward(source: View | None, destination: View | None) -> _Way:
     if not (yield from _finalize(Side.DESTINATION, Call.RESUME, destination, source)):
         if destination is not None and destination.cell is Cell.HELD:
             # Its VM does not start: give the right back, if the source still has its image.
             yield from _invoke(Side.DESTINATION, Call.STOP, source)
             return (yield from _back(*(yield from _look_at_both())))
-        return False
+        return None
     destination = yield from _look(Side.DESTINATION)
     if not (yield from _finalize(Side.SOURCE, Call.STOP, source, destination)):
-        return False
-    return (yield from _clean_both())
+        return None
+    return Ending.FORWARD if (yield from _clean_both()) else None
 
 
-def _back(source: View | None, destination: View | None) -> _Part:
+def _back(source: View | None, destination: View | None) -> _Way:
     if not (yield from _finalize(Side.SOURCE, Call.RESUME, source, destination)):
-        return False
+        return None
     source = yield from _look(Side.SOURCE)
     if not (yield from _finalize(Side.DESTINATION, Call.STOP, destination, source)):
-        return False
-    return (yield from _clean_both())
+        return None
+    return Ending.BACK if (yield from _clean_both()) else None
 
 
 def _clean_both() -> _Part:
