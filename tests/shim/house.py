@@ -184,12 +184,16 @@ class FakeHost:
         self.server: ShimServer | None = None
         self._task: asyncio.Task[None] | None = None
 
+    def clock_us(self) -> int:
+        """The wall clock of this host, as its fake VMs stamp events by it."""
+        return int(asyncio.get_running_loop().time() * 1_000_000) + self.world.clock_ahead_us
+
     async def _connect_guest(self, path: Path, reply_s: float) -> FakeGuest:
         return FakeGuest(self.world.processes[path.parent], reply_s)
 
     async def start(self) -> None:
         """Start the shim, on what an earlier one left if there was one."""
-        parts = Parts(self.vmm, self.taps, self.machines, self._connect_guest)  # type: ignore[arg-type]
+        parts = Parts(self.vmm, self.taps, self.machines, self._connect_guest, self.clock_us)  # type: ignore[arg-type]
         self.places.run_dir.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
             Path(self.socket_path).unlink()
@@ -338,6 +342,16 @@ class TwoHosts:
         await self.connect()
         await self.transfer()
 
+    async def blackout_ms(self) -> int:
+        """What the destination has told of the blackout; it has been told."""
+        async with asyncio.timeout(5):
+            async for response in self.d.migration.notifications(
+                m.NotificationsRequest(session_id=self.session)
+            ):
+                if response.notification.HasField("blackout_exited"):
+                    return response.notification.blackout_exited.blackout_duration_milliseconds
+        raise AssertionError("the stream ended without it")
+
     def runners(self) -> list[str]:
         return [
             host.name
@@ -347,9 +361,12 @@ class TwoHosts:
 
 
 @contextlib.asynccontextmanager
-async def two_hosts(folder: Path, limits: Limits | None = None) -> AsyncIterator[TwoHosts]:
+async def two_hosts(
+    folder: Path, limits: Limits | None = None, *, destination_ahead_s: float = 0.0
+) -> AsyncIterator[TwoHosts]:
     """A sandbox that runs on the source, and a destination that awaits one."""
     source, destination = FakeHost(folder, "source", limits), FakeHost(folder, "destination", limits)
+    destination.world.clock_ahead_us = int(destination_ahead_s * 1_000_000)
     await source.start()
     await destination.start()
     hosts = TwoHosts(source, destination, await source.client(), await destination.client())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import ttrpc
 from sandshift.wire.migration import messages_pb2 as m
 from sandshift.wire.migration import options_pb2 as o
+from sandshift.wire.sandshift import shim_pb2
 from tests.shim.house import TwoHosts, channel, two_hosts
 
 STOP, RESUME = 1, 2
@@ -172,3 +174,25 @@ async def test_a_socket_that_is_not_the_one_described_harms_nothing(hosts: TwoHo
     await hosts.transfer()
     await finish(hosts)
     assert hosts.runners() == ["destination"]
+
+
+@pytest.mark.parametrize("ahead_s", [-3600, 3600])
+async def test_the_blackout_is_right_though_the_hosts_clocks_differ_by_an_hour(
+    tmp_path: Path, ahead_s: int
+) -> None:
+    async with two_hosts(tmp_path, destination_ahead_s=ahead_s) as hosts:
+        await hosts.ready()
+        stopped = asyncio.get_running_loop().time()
+        await asyncio.sleep(0.2)
+        await hosts.d.finalize(hosts.session, RESUME)
+        lasted_ms = (asyncio.get_running_loop().time() - stopped) * 1000
+        told = await hosts.blackout_ms()
+        assert 200 <= told <= lasted_ms + 1000
+        await hosts.s.finalize(hosts.session, STOP)
+        for host in (hosts.s, hosts.d):
+            await host.migration.cleanup(m.CleanupRequest(session_id=hosts.session))
+        answer = await hosts.d.shim.report(shim_pb2.ReportRequest(session_id=hosts.session))
+        report = json.loads(answer.report)
+        assert report["blackout"]["method"] == "pieces"
+        assert report["clock_skew_ms"] == pytest.approx(ahead_s * 1000, abs=500)
+        assert any("clock" in warning for warning in report["warnings"])

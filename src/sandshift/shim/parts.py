@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,3 +83,5 @@ class Parts:
     machines: Machines
     connect_guest: Callable[[Path, float], Awaitable[Guest]]
     """The agent's client on a VM's agent socket, with the bound of a reply in seconds."""
+    clock_us: Callable[[], int] = lambda: time.time_ns() // 1000
+    """This host's wall clock, microseconds since the epoch: the one that QEMU's stamps are of."""

@@ -65,6 +65,7 @@ class LiveSandbox:
         self.namespace = namespace
         self.sandbox_id = sandbox_id
         self.disk = Disk()
+        self.clock_us = parts.clock_us
         self.life = Life.ABSENT
         self.model = Sandbox(sandbox_id=sandbox_id)
         self.wish = Wish()

@@ -42,6 +42,8 @@ class FakeWorld:
         self.log = RunLog()
         self.processes: dict[Path, FakeProcess] = {}
         """By run directory: the living, and the dead until another takes their place."""
+        self.clock_ahead_us = 0
+        """How far the wall clock of this world's host is ahead of the loop's time."""
         self._pids = PIDS_FIRST
 
     def next_pid(self) -> int:
@@ -262,6 +264,7 @@ class FakeVmm:
         pid = self.world.next_pid()
         boot_id = str(uuid.uuid5(uuid.NAMESPACE_OID, f"{spec.shape.uuid} {pid}"))
         process = FakeProcess(pid, spec, self.world.log, incoming=incoming, boot_id=boot_id)
+        process.clock_ahead_us = self.world.clock_ahead_us
         process.guest.write(0, boot_id.encode())
         await process.listen(spec.run_dir / AGENT_SOCKET, self._program)
         self.world.processes[spec.run_dir] = process

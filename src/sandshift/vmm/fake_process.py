@@ -113,6 +113,9 @@ class _Transfer:
 class FakeProcess:
     """State and behaviour of one fake VM process. FakeMachine is how a shim talks to it."""
 
+    clock_ahead_us = 0
+    """How far this host's wall clock is ahead of the loop's time."""
+
     def __init__(self, pid: int, spec: MachineSpec, log: RunLog, *, incoming: bool, boot_id: str) -> None:
         self.pid = pid
         self.spec = spec
@@ -414,7 +417,7 @@ class FakeProcess:
         return asyncio.get_running_loop().time()
 
     def _now_us(self) -> int:
-        return int(self._now_s() * 1_000_000)
+        return int(self._now_s() * 1_000_000) + self.clock_ahead_us
 
 
 class _Refused(Exception):

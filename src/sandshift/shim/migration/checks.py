@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 from sandshift.errors import Blocker, SandshiftError
@@ -70,7 +69,7 @@ async def preflight_source(
             machine=codec.shape_to_proto(sandbox.spec.shape),
             options=options,
             encrypted=sandbox.config.migration.encryption != "off",
-            exported_at_us=time.time_ns() // 1000,
+            exported_at_us=sandbox.clock_us(),
         )
         response.description = saved.describe(description)
     response.blockers.extend(_messages(blockers))

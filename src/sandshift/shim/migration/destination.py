@@ -140,7 +140,7 @@ class Destination(SessionSide):
 
     async def _completed(self, machine: Machine) -> None:
         """All of it is here. With checksum verification nothing is said before the digests have been compared."""
-        self._stamps = replace(self._stamps, completed_us=time.time_ns() // 1000)
+        self._stamps = replace(self._stamps, completed_us=self.sandbox.clock_us())
         self.moment("destination: everything is here")
         self._task_resume = asyncio.create_task(self._watch_resume(machine), name="resume stamp")
         await self.mark_started()
@@ -176,7 +176,7 @@ class Destination(SessionSide):
             except DecodeError:
                 log.warning("the source's handover record cannot be read")
                 return False
-            self._heard_at_us = time.time_ns() // 1000
+            self._heard_at_us = self.sandbox.clock_us()
             if self.session.channel is not None and not self.session.channel.lost:
                 self._round_trip_us = tcp_info(self.session.channel.descriptor, TCP_RTT, TCP_RTT_AT) or 0
         if self._digest is None or self._handover is None:
@@ -205,11 +205,11 @@ class Destination(SessionSide):
 
     def about_to_start(self) -> None:
         super().about_to_start()
-        self._stamps = replace(self._stamps, starting_us=time.time_ns() // 1000)
+        self._stamps = replace(self._stamps, starting_us=self.sandbox.clock_us())
 
     async def guest_runs(self) -> None:
         """In the blackout's last moment: only what must not wait."""
-        self._stamps = replace(self._stamps, resumed_us=self._resumed_at_us or time.time_ns() // 1000)
+        self._stamps = replace(self._stamps, resumed_us=self._resumed_at_us or self.sandbox.clock_us())
         self.blackout = measure(self._source_says(), self._saw())
         told = BlackoutExited(duration_ms=self.blackout.duration_ms, stopped_at_us=self._stamps.resumed_us)
         self.session.tell(Told(Phase.BLACKOUT_EXITED, PhaseState.SUCCESS), blackout=told)

@@ -6,7 +6,6 @@ Checks come first and change nothing; arming comes last (contract 4.1). A refusa
 from __future__ import annotations
 
 import secrets
-import time
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -80,7 +79,7 @@ class Opening:
             machine=codec.shape_to_proto(sandbox.spec.shape),
             options=options,
             encrypted=sandbox.config.migration.encryption != "off",
-            exported_at_us=time.time_ns() // 1000,
+            exported_at_us=sandbox.clock_us(),
         )
 
     def exported_again(
@@ -160,7 +159,7 @@ class Opening:
             options=option_rules.to_proto(options).SerializeToString(),
             encrypted=state.encrypted,
             config_digest=saved.config_digest(config),
-            opened_at_us=time.time_ns() // 1000,
+            opened_at_us=sandbox.clock_us(),
         )
         books = await Books.open(
             sandbox.places,

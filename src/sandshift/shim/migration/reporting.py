@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 from sandshift.session import phases
@@ -40,7 +39,7 @@ def report_of(
         outcome=outcome.value if outcome is not None else "none",
         action=record.action.word if record.action else "none",
         began_at_us=opened.opened_at_us,
-        ended_at_us=time.time_ns() // 1000,
+        ended_at_us=side.sandbox.clock_us(),
         code=phases.code(outcome, session.side) if outcome is not None else 0,
         failure=ending.failure.message if ending is not None and ending.failure is not None else "",
         forced=record.forced,

@@ -56,7 +56,7 @@ class SessionSide(ABC):
         self.books = books
         self.options = options
         self.bounds = bounds
-        self.session = Session(party, seal, self, options, bounds, record)
+        self.session = Session(party, seal, self, options, bounds, record, now_us=sandbox.clock_us)
         self.socket_given = asyncio.Event()
         self.moments: list[Moment] = []
         """What happened when, for perf_tracing."""
@@ -196,7 +196,7 @@ class SessionSide(ABC):
         if not transfer.started:
             transfer.started = True
             self._began_s = time.monotonic()
-            self.session.record.transfer_started(time.time_ns() // 1000)
+            self.session.record.transfer_started(self.sandbox.clock_us())
             await self.session.feed(Moved(Event.TRANSFER_STARTED))
 
     async def fail(self, outcome: Outcome, message: str) -> None:

@@ -126,7 +126,7 @@ class Source(SessionSide):
             case MigrationStatus.PRE_SWITCHOVER:
                 await self._settle(machine, pacer)
             case MigrationStatus.COMPLETED:
-                self._completed_at_us = time.time_ns() // 1000
+                self._completed_at_us = self.sandbox.clock_us()
                 await self._completed()
                 pacer.ended(await machine.migration_info(), now_s=time.monotonic())
             case MigrationStatus.FAILED | MigrationStatus.CANCELLED:
@@ -156,11 +156,11 @@ class Source(SessionSide):
             self.memory_digest = await machine.memory_digest()
             self.checksum_ms = (time.monotonic() - began_s) * 1000
         self.offsets = self.sandbox.processes.freeze()
-        self._continued_at_us = time.time_ns() // 1000
+        self._continued_at_us = self.sandbox.clock_us()
         await machine.switch_over()
 
     def _stopped_for_us(self) -> int:
-        return max(0, time.time_ns() // 1000 - self.stopped_at_us)
+        return max(0, self.sandbox.clock_us() - self.stopped_at_us)
 
     async def _completed(self) -> None:
         """Everything is out. The record, then the first frame, then the news."""
