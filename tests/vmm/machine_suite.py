@@ -104,7 +104,7 @@ async def resumed(machine: Machine) -> None:
 class Pair:
     """A running guest, a VM that waits for it, and the channel between them."""
 
-    def __init__(self, source: Machine, destination: Machine, talk: Talk, spec: MachineSpec) -> None:
+    def __init__(self, source: Machine, destination: Machine, talk: Talk | None, spec: MachineSpec) -> None:
         self.source = source
         self.destination = destination
         self.talk = talk
