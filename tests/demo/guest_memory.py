@@ -21,6 +21,13 @@ def alter_page(pid: int, marker: bytes) -> int:
     raise AssertionError(f"process {pid} holds no page of the pattern")
 
 
+def generations(pid: int, marker: bytes) -> dict[int, int]:
+    """Page number -> generation of every whole page of the pattern in this process's memory."""
+    with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:
+        records = [RECORD.unpack_from(held) for _, held in _pattern_pages(pid, memory, marker)]
+    return {number: generation for _, number, generation in records}
+
+
 def _pattern_pages(pid: int, memory, marker: bytes) -> Iterator[tuple[int, bytes]]:
     for start, end in _writable_anonymous(pid):
         for chunk_start in range(start, end, CHUNK_BYTES):
