@@ -43,7 +43,11 @@ def test_an_option_out_of_range_is_one_line_with_the_range(arguments, message):
 def test_with_json_an_error_is_one_object_too():
     ran = CliRunner().invoke(demo, ["--json", "--memory", "64"])
     assert ran.exit_code == 1
-    assert json.loads(ran.stdout)["code"] == "INVALID_ARGUMENT"
+    told = json.loads(ran.stdout)
+    assert told["code"] == "INVALID_ARGUMENT"
+    assert told["ok"] is False
+    assert told["error"] == told["failure"] == "memory 64 MiB is outside 128 to 65536 MiB"
+    assert ran.stderr == f"sandshift: {told['error']}\n"
 
 
 def test_without_root_it_says_so(monkeypatch, tmp_path):

@@ -6,6 +6,7 @@ import asyncio
 import json
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -18,6 +19,7 @@ from sandshift.cli.demo.workload import Workload
 from sandshift.cli.exits import EXIT_FAILED, EXIT_INTERRUPTED
 from sandshift.cli.frame import Frame, fail
 from sandshift.errors import Cancelled, SandshiftError
+from sandshift.status import status_of
 
 
 @click.command("demo")
@@ -86,9 +88,22 @@ def demo(
         click.echo(f"sandshift: {interrupted.message}", err=True)
         raise SystemExit(EXIT_INTERRUPTED) from None
     except SandshiftError as error:
-        fail(frame, error)
+        if as_json:
+            click.echo(json.dumps(failed_figures(error)))
+        fail(replace(frame, as_json=False), error)
     click.echo(json.dumps(figures) if as_json else summary(figures))
     sys.exit(0 if figures["ok"] else EXIT_FAILED)
+
+
+def failed_figures(error: SandshiftError) -> dict[str, object]:
+    """The JSON of a demo that could not be run to its end: nothing is proven."""
+    return {
+        "ok": False,
+        "reasons": ["a step failed"],
+        "failure": error.message,
+        "error": error.message,
+        "code": status_of(error)[0].name,
+    }
 
 
 def run_demo(settings: Settings, *, drawn: bool) -> dict[str, object]:
