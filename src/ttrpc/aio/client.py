@@ -29,6 +29,7 @@ from ttrpc.status import DEADLINE_MESSAGE
 RequestT = TypeVar("RequestT", bound=Message)
 ResponseT = TypeVar("ResponseT", bound=Message)
 CONNECT_AGAIN_S: Final = 0.01
+CLOSE_S: Final = 1.0
 AnyMetadata = Mapping[str, str] | Mapping[str, str | Sequence[str]]
 
 
@@ -264,9 +265,17 @@ class Client:
         return BidiStream(self._connection, self._connection.begin(method, b"", timeout_s, metadata), method)
 
     async def close(self) -> None:
-        """End the connection. Open calls raise `ConnectionClosed`. Calling it again does nothing."""
+        """End the connection. Open calls raise `ConnectionClosed`. Calling it again does nothing.
+
+        A server that does not take what was written within `CLOSE_S` does not get it any more.
+        """
         self._connection.close()
-        await self.closed.wait()
+        try:
+            async with asyncio.timeout(CLOSE_S):
+                await self.closed.wait()
+        except TimeoutError:
+            self._connection.cut()
+            await self.closed.wait()
 
     async def __aenter__(self) -> Self:
         return self

@@ -39,6 +39,8 @@ class Waiter:
 
     def __await__(self) -> Generator[Waiter, None, None]:
         if not self._done:
+            if self._callback is not None:
+                raise RuntimeError("a ttrpc call can be awaited by one task only")
             self._asyncio_future_blocking = True
             yield self
         self.result()
@@ -77,8 +79,6 @@ class Waiter:
     def add_done_callback(
         self, callback: Callable[[Waiter], object], *, context: contextvars.Context | None = None
     ) -> None:
-        if self._callback is not None:
-            raise RuntimeError("a ttrpc call can be awaited by one task only")
         self._callback, self._context = callback, context
         if self._done:
             self._schedule()
