@@ -12,6 +12,7 @@ import contextlib
 import functools
 import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Coroutine, Iterator
@@ -120,7 +121,7 @@ def told(frame: Frame) -> Iterator[None]:
         yield
     except SandshiftError as error:
         fail(frame, error)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         click.echo("sandshift: interrupted", err=True)
         raise SystemExit(EXIT_INTERRUPTED) from None
     except BrokenPipeError:
@@ -149,8 +150,15 @@ def one_line(message: str) -> str:
 
 
 def run(work: Coroutine[object, object, T]) -> T:
-    """Run a command's asynchronous part."""
-    return asyncio.run(work)
+    """Run a command's asynchronous part. SIGTERM does what Ctrl-C does: the command winds back and says so."""
+
+    async def interruptible() -> T:
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        return await work
+
+    return asyncio.run(interruptible())
 
 
 def checked_name(option: str, value: str) -> str:

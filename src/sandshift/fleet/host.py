@@ -160,12 +160,12 @@ async def _run_shim_program(
             stderr=asyncio.subprocess.PIPE,
             cwd=cwd,
             env=host.environment,
+            start_new_session=True,  # Ctrl-C at a terminal is for the command, which winds back in order
         )
     except OSError as error:
         raise Unavailable(f"{arguments[0]} cannot be run: {error.strerror}") from error
     try:
-        async with asyncio.timeout(bound_s):
-            stdout, stderr = await process.communicate()
+        stdout, stderr = await _to_its_end(process, bound_s)
     except TimeoutError as error:
         raise TimedOut(
             f"{SHIM_PROGRAM} {action} of sandbox {sandbox_id} on host {host.name} said nothing for {bound_s:g} s;"
@@ -181,3 +181,21 @@ async def _run_shim_program(
             f"host {host.name}: {said or f'{SHIM_PROGRAM} {action} ended with {process.returncode}'}"
         )
     return stdout
+
+
+async def _to_its_end(process: asyncio.subprocess.Process, bound_s: float) -> tuple[bytes, bytes]:
+    """What a program printed. A caller who is cancelled waits for its end first: `start` that is killed between its
+    fork and its answer leaves a shim that nobody knows of.
+
+    Raises:
+        TimeoutError: it does not end within `bound_s`.
+    """
+    printed = asyncio.ensure_future(process.communicate())
+    try:
+        return await asyncio.wait_for(asyncio.shield(printed), bound_s)
+    except asyncio.CancelledError:
+        await asyncio.wait({printed}, timeout=bound_s)
+        raise
+    finally:
+        if not printed.done():
+            printed.cancel()

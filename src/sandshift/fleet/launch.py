@@ -10,10 +10,10 @@ from typing import Final
 from google.protobuf.any_pb2 import Any as AnyMessage
 
 import ttrpc
-from sandshift.errors import AlreadyThere, IllegalMove, NotFound, SandshiftError, Unavailable
+from sandshift.errors import AlreadyThere, IllegalMove, NotFound, Unavailable
 from sandshift.fleet.calls import refuse_if_taken
 from sandshift.fleet.host import NAMESPACE_DEFAULT, Host, delete_shim, start_shim
-from sandshift.fleet.shim_client import Shim, connect
+from sandshift.fleet.shim_client import Shim, connect, end_shim
 from sandshift.status import from_status
 from sandshift.wire.containerd import sandbox_pb2
 from sandshift.wire.sandshift import shim_pb2, state_pb2
@@ -24,7 +24,6 @@ START_S: Final = 120.0
 STOP_S: Final = 10
 """How long the guest may take to power off before it is switched off."""
 STOP_MARGIN_S: Final = 20.0
-SHUTDOWN_S: Final = 20.0
 PROCESS_S: Final = 30.0
 INIT_PROCESS: Final = "main"
 """Id of the process that a sandbox was started for."""
@@ -83,19 +82,19 @@ async def launch(host: Host, wish: Wish) -> Shim:
         AlreadyThere: the id is taken. Rejected, Blocked, NoRoom, Unavailable: what the shim says about the sandbox.
     """
     await refuse_if_taken(host, wish.namespace, wish.sandbox_id)
+    shim: Shim | None = None
     try:
         await start_shim(host, wish.namespace, wish.sandbox_id)
         shim = await connect(host, wish.namespace, wish.sandbox_id)
-    except BaseException:
-        await delete_shim(host, wish.namespace, wish.sandbox_id)
-        raise
-    try:
         await _create_and_start(shim, wish)
     except (AlreadyThere, IllegalMove):
-        await shim.close()
+        if shim is not None:
+            await shim.close()
         raise  # somebody was faster with the same id: it is not ours to remove
     except BaseException:
-        await _remove(shim)
+        if shim is not None:
+            await shim.close()
+        await end_shim(host, wish.namespace, wish.sandbox_id)
         raise
     return shim
 
@@ -151,15 +150,12 @@ async def stop(host: Host, namespace: str, sandbox_id: str, *, grace_s: int = ST
     except Unavailable:
         await delete_shim(host, namespace, sandbox_id)
         return
-    try:
+    async with contextlib.aclosing(shim):
         await _refuse_if_it_moves(shim)
         with contextlib.suppress(NotFound):  # created, and never started
             request = sandbox_pb2.StopSandboxRequest(sandbox_id=sandbox_id, timeout_secs=grace_s)
             await shim.said(shim.sandbox.stop_sandbox(request, timeout_s=grace_s + STOP_MARGIN_S))
-    except BaseException:
-        await shim.close()
-        raise
-    await _remove(shim)
+    await end_shim(host, namespace, sandbox_id)
 
 
 async def _refuse_if_it_moves(shim: Shim) -> None:
@@ -169,12 +165,3 @@ async def _refuse_if_it_moves(shim: Shim) -> None:
             f"sandbox {shim.sandbox_id} is in migration session {session.session_id!r} ({session.state}): finish or undo"
             f" it with 'sandshift migrate {shim.sandbox_id} --session {session.session_id} --to CONFIG', then stop it"
         )
-
-
-async def _remove(shim: Shim) -> None:
-    """End the shim and remove what it leaves on its host. One that ends before it answers has ended too."""
-    request = sandbox_pb2.ShutdownSandboxRequest(sandbox_id=shim.sandbox_id)
-    with contextlib.suppress(SandshiftError):
-        await shim.said(shim.sandbox.shutdown_sandbox(request, timeout_s=SHUTDOWN_S))
-    await shim.close()
-    await delete_shim(shim.host, shim.namespace, shim.sandbox_id)

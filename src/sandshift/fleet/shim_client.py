@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
 from typing import Final, TypeVar
 
 import ttrpc
 from sandshift.errors import Defect, IllegalMove, NotFound, SandshiftError, Unavailable
-from sandshift.fleet.host import Host, start_shim
+from sandshift.fleet.host import Host, delete_shim, start_shim
 from sandshift.status import from_status
+from sandshift.wire.containerd import sandbox_pb2
 from sandshift.wire.containerd.sandbox_ttrpc import SandboxClient
 from sandshift.wire.migration import messages_pb2
 from sandshift.wire.migration.service_ttrpc import MigrationClient
@@ -17,6 +19,7 @@ from sandshift.wire.sandshift import shim_pb2
 from sandshift.wire.sandshift.shim_ttrpc import ShimClient
 
 CONNECT_S: Final = 5.0
+SHUTDOWN_S: Final = 20.0
 STATUS_S: Final = 5.0
 """Status looks at records and asks QEMU at most one question."""
 
@@ -124,3 +127,21 @@ async def connect_or_revive(host: Host, namespace: str, sandbox_id: str) -> Shim
     except (NotFound, Unavailable):
         await start_shim(host, namespace, sandbox_id)
         return await connect(host, namespace, sandbox_id)
+
+
+async def end_shim(host: Host, namespace: str, sandbox_id: str) -> None:
+    """End a shim and its VM, and remove all that they leave on their host. One with an open session stays.
+
+    It is asked first: a shim that has just been started has not written down yet who it is, so `delete` alone would
+    miss it.
+    """
+    try:
+        shim = await connect(host, namespace, sandbox_id)
+    except (NotFound, Unavailable):
+        await delete_shim(host, namespace, sandbox_id)
+        return
+    request = sandbox_pb2.ShutdownSandboxRequest(sandbox_id=sandbox_id)
+    with contextlib.suppress(SandshiftError):
+        await shim.said(shim.sandbox.shutdown_sandbox(request, timeout_s=SHUTDOWN_S))
+    await shim.close()
+    await delete_shim(host, namespace, sandbox_id)

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
-from typing import Final
 
-from sandshift.errors import SandshiftError
 from sandshift.fleet.calls import refuse_if_taken
-from sandshift.fleet.host import Host, delete_shim, start_shim
-from sandshift.fleet.shim_client import Shim, connect
-from sandshift.wire.containerd import sandbox_pb2
-
-SHUTDOWN_S: Final = 20.0
+from sandshift.fleet.host import Host, start_shim
+from sandshift.fleet.shim_client import Shim, connect, end_shim
 
 
 @contextlib.asynccontextmanager
@@ -25,13 +20,7 @@ async def visitor(host: Host, namespace: str, sandbox_id: str) -> AsyncIterator[
     await refuse_if_taken(host, namespace, sandbox_id)
     try:
         await start_shim(host, namespace, sandbox_id)
-        shim = await connect(host, namespace, sandbox_id)
-        async with contextlib.aclosing(shim):
-            try:
-                yield shim
-            finally:
-                request = sandbox_pb2.ShutdownSandboxRequest(sandbox_id=sandbox_id)
-                with contextlib.suppress(SandshiftError):
-                    await shim.said(shim.sandbox.shutdown_sandbox(request, timeout_s=SHUTDOWN_S))
+        async with contextlib.aclosing(await connect(host, namespace, sandbox_id)) as shim:
+            yield shim
     finally:
-        await delete_shim(host, namespace, sandbox_id)
+        await end_shim(host, namespace, sandbox_id)
