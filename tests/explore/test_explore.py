@@ -98,8 +98,10 @@ def test_a_counterexample_is_the_shortest_and_reads_as_a_story() -> None:
     told = str(_found(guard).violations[0]).splitlines()
     assert told == [
         "  1. all memory is at the destination, the source's VM has stopped the guest",
-        "  2. FinalizeSandbox(RESUME) on the source; it writes KEPT; it sends KEPT; THE GUEST STARTS; OK; "
-        "too late: its VM had handed everything over",
+        (
+            "  2. FinalizeSandbox(RESUME) on the source; it writes KEPT; it sends KEPT; THE GUEST STARTS; OK; "
+            "too late: its VM had handed everything over"
+        ),
         "  3. the destination notices that the memory is complete; it writes READY",
         "  4. FinalizeSandbox(RESUME) on the destination",
         "  5. the destination waits no longer; it writes STARTING, RUNNING; it sends RUNNING; THE GUEST STARTS; OK",

@@ -43,6 +43,8 @@ serialized HandoverRecord, which must be complete by then. If checksum verificat
 compares the digest in the first handover record that it sees (frame or receipt) with its own memory **before** it
 feeds that statement, and feeds `TransferFailed` first if they differ.
 
+Close the channel when `party.channel` has become DOWN: Cleanup does that; until then it stays open, also after Cancel.
+
 **Calls.** Feed `CallMade` for RESUME, STOP, CANCEL and CLEANUP when no other is pending; `handle` refuses by the table
 in states.py. For every other call the shell asks `states.check(call, party.record.standing, ...)` itself, and reports
 the moves before completion with `Moved`. A receipt is opened by `Seal.open_receipt` first. After `Cleanup` the party
