@@ -131,6 +131,8 @@ def test_the_accelerator_is_named_and_never_left_to_qemu() -> None:
     assert values(line(spec()), "-accel") == ["tcg,thread=multi,tb-size=256"]
     kvm = replace(spec().shape, accelerator="kvm", cpu_model="EPYC-v1")
     assert values(line(spec(shape=kvm)), "-accel") == ["kvm"]
+    assert values(line(spec()), "-cpu") == [f"{spec().shape.cpu_model},erms=off,fsrm=off"]
+    assert values(line(spec(shape=kvm)), "-cpu") == ["EPYC-v1"]
     with pytest.raises(Rejected, match="accelerator 'kvm:tcg': it must be tcg or kvm"):
         line(spec(shape=replace(spec().shape, accelerator="kvm:tcg")))
 

@@ -182,7 +182,7 @@ def pack_erofs(root: Path, image: Path) -> None:
 
 def _base(cache_dir: Path, *, refresh: bool, sources: Path | None, progress: Progress) -> Path:
     """The folder of the distribution's part; made if it is not there."""
-    distribution = _distribution(sources)
+    distribution = supported_distribution(platform.freedesktop_os_release())
     bases = store.images_folder(cache_dir) / ".bases"
     kept = sorted(bases.glob("*/base.json"), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in kept if not refresh else []:
@@ -257,12 +257,6 @@ def _kernel_packages(apt: Apt, distribution_id: str) -> list[Package]:
         raise NotSupported(f"guest image: {meta} names no kernel")
     modules = [name for name in apt.dependencies(image) if name.startswith("linux-modules-")]
     return apt.resolve_alone([image, *modules])
-
-
-def _distribution(sources: Path | None) -> str:
-    """ "debian 12", of this host; checked to be one that we build from."""
-    del sources
-    return supported_distribution(platform.freedesktop_os_release())
 
 
 def supported_distribution(release: dict[str, str]) -> str:

@@ -14,6 +14,7 @@ from typing import Final
 
 from sandshift.errors import Rejected
 from sandshift.sandbox.shape import Device, MachineShape
+from sandshift.vmm.hypervisor import TCG_FEATURES_OFF
 from sandshift.vmm.machine import MachineSpec
 from sandshift.vmm.standard import AGENT_PORT_NAME
 
@@ -121,13 +122,15 @@ def _machine(shape: MachineShape) -> list[str]:
     memory_kib = shape.memory_bytes // KIB
     backend = f",memory-backend={RAM_ID}" if shape.shared_memory else ""
     arguments = ["-machine", f"{shape.machine_type},{MACHINE_OPTIONS}{backend}"]
+    model = shape.cpu_model
     if shape.accelerator == "tcg":
         arguments += ["-accel", f"tcg,thread=multi,tb-size={TRANSLATION_BUFFER_MIB}"]
+        model = ",".join((model, *(f"{feature}=off" for feature in TCG_FEATURES_OFF)))
     elif shape.accelerator == "kvm":
         arguments += ["-accel", "kvm"]
     else:
         raise Rejected(f"accelerator {shape.accelerator!r}: it must be tcg or kvm")
-    arguments += ["-cpu", shape.cpu_model, "-smp", f"cpus={shape.vcpus}", "-m", f"{memory_kib}k"]
+    arguments += ["-cpu", model, "-smp", f"cpus={shape.vcpus}", "-m", f"{memory_kib}k"]
     arguments += ["-uuid", shape.uuid]
     if shape.shared_memory:
         memory = {"qom-type": "memory-backend-memfd", "id": RAM_ID, "size": shape.memory_bytes, "share": True}

@@ -176,13 +176,15 @@ async def _answers(qmp: Qmp, vm: Vm, accelerator: str) -> Hypervisor:
     names = (
         [str(entry["name"]) for entry in types if isinstance(entry, dict)] if isinstance(types, list) else []
     )
+    off = hypervisor.TCG_FEATURES_OFF if accelerator == "tcg" else ()
+    features = await _features(qmp, model)
     return Hypervisor(
         version=".".join(str(part) for part in qmp.version),
         accelerator=accelerator,
         machine_types=hypervisor.machine_types(await qmp.execute("query-machines")),
         cpu_models=models,
         cpu_model=model,
-        cpu_features=await _features(qmp, model),
+        cpu_features=tuple(feature for feature in features if feature not in off),
         cpu_features_most=await _features(qmp, "max"),
         drivers=tuple(sorted(names)),
     )
