@@ -93,6 +93,15 @@ def test_all_seventeen_guards_of_section_11_are_there_and_more() -> None:
     assert len({guard.name for guard in GUARDS}) == len(GUARDS)
 
 
+def test_the_page_in_docs_names_every_guard_and_every_set() -> None:
+    page = (ROOT / "docs/explanation/right-to-run.md").read_text()
+    rows = {line.split("|")[1].strip() for line in page.splitlines() if line.startswith("| ")}
+    assert {guard.name for guard in GUARDS if guard.can_be_found} <= rows
+    for one in ALL:
+        bounds = f"{one.bounds.crashes}, {one.bounds.deaths}, {one.bounds.refusals}"
+        assert any(row.startswith(bounds) for row in rows), one.name
+
+
 def test_a_counterexample_is_the_shortest_and_reads_as_a_story() -> None:
     guard = next(guard for guard in GUARDS if guard.name == "the destination starts on a time-out")
     told = str(_found(guard).violations[0]).splitlines()
