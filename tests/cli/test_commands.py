@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import socket
 from pathlib import Path
@@ -378,3 +379,46 @@ def test_a_report_that_is_not_there_says_where_else_to_look(sandshift: Sandshift
     assert ended.status == 1
     assert ended.stderr.startswith("sandshift: host a has no report of session 'move-1'; ask the other host")
     assert farm.world.shims == {}
+
+
+class Terminal(io.StringIO):
+    """A person at a terminal who types this."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_person_must_type_the_session_id_to_force(
+    sandshift: Sandshift, farm: Farm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    farm.run_sandbox()._begin("move-1", Side.SOURCE, "TransferCompleted", Cell.RELEASED)
+    words = ("session", "force-resume", "--config", farm.config("a"), SANDBOX, "--session", "move-1")
+    monkeypatch.setattr("sys.stdin", Terminal("yes\n"))
+    refused = sandshift(*words)
+    assert refused.status == 1
+    assert "DANGER: the destination may be running this guest" in refused.stderr
+    assert refused.stderr.endswith("sandshift: that is not the session id: nothing was done\n")
+    assert farm.world.called == []
+    monkeypatch.setattr("sys.stdin", Terminal("move-1\n"))
+    forced = sandshift(*words)
+    assert forced.status == 0
+    assert forced.stdout == "s-1 runs on host a: forced, and written down in session move-1\n"
+    assert farm.world.called == ["a ForceResume move-1 RELEASED"]
+
+
+def test_verbose_shows_the_end_of_the_log_of_the_shim_that_failed(sandshift: Sandshift, farm: Farm) -> None:
+    farm.run_sandbox()
+    log = farm.world.host("b").config.sandbox_run_dir("default", SANDBOX) / "shim.log"
+
+    def fail() -> None:
+        log.write_text("a traceback of the shim\n")
+        raise ttrpc.StatusError(ttrpc.Code.UNKNOWN, "an internal error")
+
+    farm.world.fail("destination PrepareSandbox", fail)
+    ended = sandshift("migrate", "--config", farm.config("a"), SANDBOX, "--to", farm.config("b"), "--verbose")
+    assert ended.status == 1
+    assert (
+        f"the shim of sandbox s-1 on host b met what nobody foresaw (an internal error): its log is {log}"
+        in ended.stderr
+    )
+    assert "a traceback of the shim" in ended.stderr
