@@ -411,14 +411,14 @@ def test_verbose_shows_the_end_of_the_log_of_the_shim_that_failed(sandshift: San
     log = farm.world.host("b").config.sandbox_run_dir("default", SANDBOX) / "shim.log"
 
     def fail() -> None:
-        log.write_text("a traceback of the shim\n")
+        log.write_text("a traceback of the shim\nKeyError: 7\n")
         raise ttrpc.StatusError(ttrpc.Code.UNKNOWN, "an internal error")
 
     farm.world.fail("destination PrepareSandbox", fail)
     ended = sandshift("migrate", "--config", farm.config("a"), SANDBOX, "--to", farm.config("b"), "--verbose")
     assert ended.status == 1
     assert (
-        f"the shim of sandbox s-1 on host b met what nobody foresaw (an internal error): its log is {log}"
-        in ended.stderr
-    )
+        f"the shim of sandbox s-1 on host b met what nobody foresaw (an internal error): its log {log}"
+        " ends with 'KeyError: 7', and --verbose shows more\n"
+    ) in ended.stderr
     assert "a traceback of the shim" in ended.stderr

@@ -25,6 +25,7 @@ STATUS_S: Final = 5.0
 
 LOG_NAME: Final = "shim.log"
 LOG_SHOWN_BYTES: Final = 4096
+LINE_SHOWN_CHARACTERS: Final = 200
 
 T = TypeVar("T")
 
@@ -55,11 +56,13 @@ class Shim:
             return error
         log = self.host.config.sandbox_run_dir(self.namespace, self.sandbox_id) / LOG_NAME
         what = "went away" if is_lost else "met what nobody foresaw"
+        lines = last_lines(log)
+        last = f" ends with {lines[-1][:LINE_SHOWN_CHARACTERS]!r}, and" if lines else ""
         error = type(error)(
-            f"the shim of sandbox {self.sandbox_id} on host {self.host.name} {what} ({error.message}): its log is"
-            f" {log}, and --verbose shows the end of it"
+            f"the shim of sandbox {self.sandbox_id} on host {self.host.name} {what} ({error.message}): its log"
+            f" {log}{last or ' is empty;'} --verbose shows more"
         )
-        error.add_note(last_lines(log))
+        error.add_note("\n".join(lines))
         return error
 
     async def status(self, session_id: str = "") -> shim_pb2.StatusResponse:
@@ -85,12 +88,13 @@ class Shim:
         await self.close()
 
 
-def last_lines(log: Path) -> str:
+def last_lines(log: Path) -> list[str]:
     """The end of a shim's log, which may be gone before a person reads the error; empty if it cannot be read."""
     try:
-        return log.read_bytes()[-LOG_SHOWN_BYTES:].decode(errors="replace")
+        end = log.read_bytes()[-LOG_SHOWN_BYTES:]
     except OSError:
-        return ""
+        return []
+    return [line for line in end.decode(errors="replace").splitlines() if line.strip()]
 
 
 async def connect(host: Host, namespace: str, sandbox_id: str) -> Shim:
