@@ -190,7 +190,7 @@ def _docstring(text: str, indent: str, more: str = "") -> Iterator[str]:
         return
     lines = text.replace("\\", "\\\\").replace('"""', '\\"\\"\\"').splitlines()
     if lines[-1].endswith('"'):
-        lines[-1] += " "
+        lines[-1] = lines[-1][:-1] + '\\"'
     if len(lines) == 1:
         yield f'{indent}"""{lines[0]}"""'
         return
