@@ -15,6 +15,7 @@ import pytest
 
 from sandshift.errors import AlreadyThere, Damaged, IllegalMove, Rejected, Unavailable
 from sandshift.sandbox.shape import Device
+from sandshift.session.right_licence import licence_of
 from sandshift.vmm.machine import (
     ChannelSecurity,
     DiskSource,
@@ -29,7 +30,7 @@ from sandshift.vmm.machine import (
 from sandshift.vmm.standard import DiskPlan, disk_device, with_disk
 from tests.vmm.guest import Talk
 
-LICENCE = object()
+LICENCE = licence_of(None)
 FAST = TransferSettings(bandwidth_bytes_per_s=0, downtime_limit_ms=50)
 CLEAR = ChannelSecurity()
 SECRET = ChannelSecurity(psk=bytes(range(32)))
@@ -177,6 +178,9 @@ class MachineSuite:
         machine = await rig.vmm.start(rig.spec("cold"))
         ended.append(machine)
         assert machine.alive
+        assert await machine.run_state() is RunState.PRELAUNCH
+        with pytest.raises(TypeError, match="start with a Licence"):
+            await machine.run_vcpus(object())
         assert await machine.run_state() is RunState.PRELAUNCH
 
     async def test_vcpus_run_stop_and_run_again(self, running: tuple[Machine, Talk, MachineSpec]) -> None:

@@ -15,6 +15,7 @@ from typing import Final
 
 from sandshift.errors import AlreadyThere, Damaged, IllegalMove, NotSupported, Unavailable
 from sandshift.sandbox.shape import Device, MachineShape
+from sandshift.session.right_licence import demand
 from sandshift.vmm import transfer
 from sandshift.vmm.events import EventStream
 from sandshift.vmm.fake_process import AgentProgram, FakeProcess, Faults, RunLog
@@ -93,7 +94,7 @@ class FakeMachine:
         return self.process.state
 
     async def run_vcpus(self, licence: object) -> None:
-        del licence
+        demand(licence)
         await self._answer("cont")
         if self.process.state is RunState.INMIGRATE:
             raise IllegalMove(f"sandbox {self._name}: its memory has not arrived, so it cannot start")

@@ -16,7 +16,8 @@ from sandshift.vmm.command import Sockets, command_line
 from sandshift.vmm.machine import MachineSpec
 from sandshift.vmm.process import VmProcess, adopt, listen_unix, spawn
 from sandshift.vmm.psk import remove_keys
-from sandshift.vmm.qemu_machine import AGENT_SOCKET, KEYS_FOLDER, QMP_SOCKET, QemuMachine
+from sandshift.vmm.qemu_machine import AGENT_SOCKET, QMP_SOCKET, QemuMachine
+from sandshift.vmm.qemu_transfer import KEYS_FOLDER
 from sandshift.vmm.qmp import COMMAND_S
 
 GREETING_S: Final = 30.0
@@ -61,14 +62,16 @@ class QemuVmm:
         if process is None:
             return None
         try:
-            machine = await self._open(spec, process, incoming=True)
+            machine = await self._open(spec, process)
         except BaseException as error:
             alive = process.alive
             process.detach()
             if isinstance(error, Unavailable) and not alive:
                 return None
             raise
-        await machine.find_out()
+        if not machine.alive:
+            await machine.detach()
+            return None
         return machine
 
     async def _start(self, spec: MachineSpec, *, incoming: bool) -> QemuMachine:
@@ -81,7 +84,7 @@ class QemuVmm:
         remove_keys(spec.run_dir / KEYS_FOLDER)
         process = self._spawn(spec, incoming=incoming)
         try:
-            return await self._open(spec, process, incoming=incoming)
+            return await self._open(spec, process)
         except Unavailable as error:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(END_S):
@@ -107,10 +110,8 @@ class QemuVmm:
             )
             return spawn(arguments, spec.run_dir, inherited_fds=(qmp.fileno(), agent.fileno()))
 
-    async def _open(self, spec: MachineSpec, process: VmProcess, *, incoming: bool) -> QemuMachine:
-        return await QemuMachine.open(
-            spec, process, incoming=incoming, greeting_s=GREETING_S, command_s=self.command_s
-        )
+    async def _open(self, spec: MachineSpec, process: VmProcess) -> QemuMachine:
+        return await QemuMachine.open(spec, process, greeting_s=GREETING_S, command_s=self.command_s)
 
 
 async def _end(process: VmProcess) -> None:

@@ -48,11 +48,12 @@ class QmpRefused(Defect):
 class Qmp:
     """One connection. Made by `connect`; `ended` is set when it is over, by either side."""
 
-    def __init__(self, client: QMPClient, name: str, command_s: float) -> None:
+    def __init__(self, client: QMPClient, name: str, command_s: float, tap: _Tap) -> None:
         self.ended = asyncio.Event()
         self._client = client
         self._name = name
         self._command_s = command_s
+        self._tap = tap
         self._fd_turn = asyncio.Lock()
         # Sees the end of the conversation, whoever ends it. Its exceptions are all handled inside.
         self._task_watch = asyncio.create_task(self._watch(), name=f"qmp watch {name}")
@@ -62,7 +63,7 @@ class Qmp:
         cls,
         path: Path,
         name: str,
-        on_event: Callable[[MachineEvent], None],
+        on_event: Callable[[MachineEvent], None] = lambda _event: None,
         *,
         timeout_s: float,
         command_s: float = COMMAND_S,
@@ -82,7 +83,8 @@ class Qmp:
         """
         client = QMPClient()
         # The documented filter is the one place where an event is seen in order and not stored for ever.
-        client.events.event_filter = _Tap(on_event)
+        tap = _Tap(on_event)
+        client.events.event_filter = tap
         connection = socket.socket(socket.AF_UNIX)
         try:
             connect_unix(connection, path)
@@ -92,7 +94,7 @@ class Qmp:
         except BaseException as error:
             connection.close()
             raise _connect_failed(error, name, timeout_s) from error
-        return cls(client, name, command_s)
+        return cls(client, name, command_s, tap)
 
     @property
     def version(self) -> tuple[int, int, int]:
@@ -102,6 +104,10 @@ class Qmp:
         numbers = greeting.QMP.version["qemu"]
         assert isinstance(numbers, Mapping), "QMP's schema"
         return int(numbers["major"]), int(numbers["minor"]), int(numbers["micro"])
+
+    def listen(self, on_event: Callable[[MachineEvent], None]) -> None:
+        """From now on events go to `on_event`."""
+        self._tap.on_event = on_event
 
     async def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> object:
         """Run one command and return its answer.
@@ -159,10 +165,10 @@ class _Tap:
     """An event filter that passes each event on and keeps none."""
 
     def __init__(self, on_event: Callable[[MachineEvent], None]) -> None:
-        self._on_event = on_event
+        self.on_event = on_event
 
     def __call__(self, message: Message) -> bool:
-        self._on_event(parse_event(message))
+        self.on_event(parse_event(message))
         return False
 
 
