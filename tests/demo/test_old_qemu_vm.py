@@ -23,6 +23,7 @@ from sandshift.config import Places
 from sandshift.errors import SandshiftError
 from sandshift.guest.client import Guest
 from sandshift.image import build
+from sandshift.session.right_licence import licence_of
 from sandshift.vmm.machine import (
     ChannelSecurity,
     DiskSource,
@@ -142,7 +143,7 @@ async def arrival(vmm: QemuVmm, machine_type: str, folder: Path, *, moves_max: i
     source = await vmm.start(source_spec)
     try:
         guest = await Guest.connect(source.agent_socket, reply_s=60)
-        await source.run_vcpus(None)
+        await source.run_vcpus(licence_of(None))
         await guest.personalize(entropy=secrets.token_bytes(64), machine_id=uuid.uuid4().hex, hostname="old")
         # Its output goes nowhere: an agent that is idle during the move is spared some of the harm.
         await guest.start_process(
@@ -161,7 +162,7 @@ async def arrival(vmm: QemuVmm, machine_type: str, folder: Path, *, moves_max: i
                     return Arrival(pages, stale, await own_report(destination))
             finally:
                 await destination.destroy()
-            await source.run_vcpus(None)
+            await source.run_vcpus(licence_of(None))
             await asyncio.sleep(0.5)  # the writer goes on for a while before the next move
         raise AssertionError("moves_max is at least 1")
     finally:
@@ -191,7 +192,7 @@ async def move_and_compare(source: QemuMachine, destination: QemuMachine) -> tup
 async def own_report(machine: QemuMachine) -> MemoryCheck:
     """Start the guest and have its writer check every page."""
     guest = await Guest.connect(machine.agent_socket, reply_s=GUEST_ANSWERS_S)
-    await machine.run_vcpus(None)
+    await machine.run_vcpus(licence_of(None))
     try:
         async with asyncio.timeout(GUEST_ANSWERS_S):
             return memory_of(await ask(guest, "CHECK"), 20 << 20)

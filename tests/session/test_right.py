@@ -23,7 +23,7 @@ from sandshift.session.right import (
     WriteRecord,
     licence_of,
 )
-from sandshift.session.right_licence import MAY_RUN
+from sandshift.session.right_licence import MAY_RUN, demand
 from sandshift.session.statement import Ask, Cell, Seal, Statement
 from sandshift.session.states import Action, Call, Event, Side, State
 from tests.session.example_shell import Shim, cut, pair, settle
@@ -171,6 +171,11 @@ class TestTheLicence:
         else:
             with pytest.raises(IllegalMove, match=f"is {cell.name} and may not run the guest"):
                 licence_of(record(cell))
+
+    def test_is_demanded_where_virtual_cpus_start(self) -> None:
+        demand(licence_of(None))
+        with pytest.raises(TypeError, match="start with a Licence from session/, not with object"):
+            demand(object())
 
     def test_may_run_is_section_2(self) -> None:
         assert {Cell.OPEN, Cell.KEPT, Cell.STARTING, Cell.RUNNING} == MAY_RUN

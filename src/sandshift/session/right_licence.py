@@ -41,6 +41,16 @@ class Licence:
         return f"Licence({self.reason!r})"
 
 
+def demand(licence: object) -> None:
+    """What `Machine.run_vcpus` does before anything else.
+
+    Raises:
+        TypeError: this is no Licence. Our own defect, never a caller's.
+    """
+    if not isinstance(licence, Licence):
+        raise TypeError(f"virtual CPUs start with a Licence from session/, not with {type(licence).__name__}")
+
+
 def licence_of(record: Record | None) -> Licence:
     """For starting the virtual CPUs outside a handover: a first boot, or after Task.Pause.
 

@@ -218,6 +218,7 @@ class Restarted:
 
     vm_alive: bool
     vm_running: bool = False
+    """It runs, or shows that it has run since it was loaded: shut down, panicked, stopped by an error of its own."""
     transfer: Transfer = Transfer.NONE
     handover: bytes = b""
     """Source whose transfer completed while no shim was there: the handover record, made now."""

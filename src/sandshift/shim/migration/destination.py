@@ -60,6 +60,11 @@ TCP_RTT_AT: Final = 68
 TCP_BYTES_RECEIVED: Final = struct.Struct("=Q")
 TCP_BYTES_RECEIVED_AT: Final = 128
 """Offset of tcpi_bytes_received in struct tcp_info. Source: include/uapi/linux/tcp.h."""
+HAS_RUN: Final = frozenset(
+    (RunState.RUNNING, RunState.SHUTDOWN, RunState.GUEST_PANICKED, RunState.INTERNAL_ERROR)
+)
+"""States that a guest which never ran is never in: one that was started before a crash is not taken for new."""
+
 PEER_WORDS: Final = (
     "reset by peer",
     "broken pipe",
@@ -287,7 +292,7 @@ class Destination(SessionSide):
         if machine is None or not machine.alive:
             return Restarted(vm_alive=self.session.state is State.DESTINATION_IMPORTED)
         status = (await machine.migration_info()).status
-        running = await machine.run_state() is RunState.RUNNING
+        running = await machine.run_state() in HAS_RUN
         if self.options.checksum_verification and status is MigrationStatus.COMPLETED and not running:
             self._digest = await machine.memory_digest()
         return Restarted(vm_alive=True, vm_running=running, transfer=transfer_state(status))
