@@ -68,6 +68,7 @@ CHECK: Final = (
 )
 FAST: Final = (
     *CHECK,
+    Stage("go-program", (sys.executable, "-m", "tests.interop.toolchain"), bound_s=600),
     pytest_stage("tests", "-m", "not vm and not full", bound_s=600),
 )
 DEFAULT: Final = (
