@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import subprocess
 import uuid
 from collections.abc import AsyncIterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -36,12 +38,22 @@ def image() -> GuestImage:
     return build.find(CACHE) or build.build(CACHE)
 
 
+@cache
+def qemu_version() -> str:
+    if shutil.which("qemu-system-x86_64") is None:
+        return "10.0.2"
+    said = subprocess.run(
+        ["qemu-system-x86_64", "--version"], capture_output=True, text=True, check=True
+    ).stdout
+    return said.split("version ")[1].split()[0]
+
+
 def shape(made: GuestImage, macs: tuple[str, ...] = ()) -> MachineShape:
     return standard_shape(
         machine_type="pc-q35-10.0",
         accelerator="tcg",
         cpu_model="max",
-        qemu_version="10.0.2",
+        qemu_version=qemu_version(),
         memory_bytes=MEMORY_BYTES,
         vcpus=1,
         kernel_command_line=made.kernel_command_line,

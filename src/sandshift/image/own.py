@@ -18,16 +18,22 @@ from sandshift.errors import NotSupported
 PLACE: Final = "opt/sandshift"
 """Where it lies in the root."""
 START_SCRIPT: Final = f"{PLACE}/start.py"
-IMPORTS: Final = ("google._upb._message", "sandshift.agent.main")
+IMPORTS: Final = ("google._upb._message", "start")
 """What must work in the guest: protobuf's compiled core, and everything else."""
-_START: Final = f"""import gc, sys
+_START: Final = f"""import gc
+import sys
+
 gc.disable()
 sys.path.append("/{PLACE}")
-sys.modules["ssl"] = None  # asyncio would load OpenSSL, and nothing here speaks TLS
+# Both would be loaded and never used: OpenSSL by asyncio, protobuf's pure Python core beside its compiled one.
+sys.modules["ssl"] = None
+sys.modules["google.protobuf.internal.python_message"] = sys
 from sandshift.agent.main import main
+
 gc.enable()
 gc.freeze()
-main()
+if __name__ == "__main__":
+    main()
 """
 _ROOMS: Final = ("agent", "link", "wire")
 _PROTOBUF_LEFT_OUT: Final = ("compiler", "testdata", "util")
