@@ -7,10 +7,9 @@ A sandbox or container id follows containerd's rule for identifiers and is safe 
 from __future__ import annotations
 
 import hashlib
-import re
-from typing import Final, NewType
+from typing import NewType
 
-from sandshift.errors import Rejected
+from sandshift.identifiers import IDENTIFIER_CHARACTERS_MAX, identifier, shown
 from sandshift.session.statement import key_id
 from sandshift.session.states import Side, check_session_id
 
@@ -19,6 +18,7 @@ SandboxId = NewType("SandboxId", str)
 ContainerId = NewType("ContainerId", str)
 
 __all__ = [
+    "IDENTIFIER_CHARACTERS_MAX",
     "ContainerId",
     "SandboxId",
     "SessionId",
@@ -30,12 +30,6 @@ __all__ = [
     "session_name",
     "shown",
 ]
-
-IDENTIFIER_CHARACTERS_MAX: Final = 76
-"""Source: containerd pkg/identifiers."""
-
-_IDENTIFIER: Final = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*", re.ASCII)
-_SHOWN_CHARACTERS_MAX: Final = 80
 
 
 def session_id(value: str) -> SessionId:
@@ -54,7 +48,7 @@ def sandbox_id(value: str) -> SandboxId:
     Raises:
         Rejected: it breaks the rule.
     """
-    return SandboxId(_identifier("sandbox_id", value))
+    return SandboxId(identifier("sandbox_id", value))
 
 
 def container_id(value: str) -> ContainerId:
@@ -63,28 +57,9 @@ def container_id(value: str) -> ContainerId:
     Raises:
         Rejected: it breaks the rule.
     """
-    return ContainerId(_identifier("container id", value))
+    return ContainerId(identifier("container id", value))
 
 
 def session_name(session: SessionId) -> str:
     """Name of a session in paths: 64 hexadecimal digits."""
     return hashlib.sha256(session.encode()).hexdigest()
-
-
-def shown(value: str) -> str:
-    """`value` as it may stand in a message: quoted, escaped, cut at 80 characters."""
-    cut = value if len(value) <= _SHOWN_CHARACTERS_MAX else value[:_SHOWN_CHARACTERS_MAX] + "..."
-    return repr(cut)
-
-
-def _identifier(name: str, value: str) -> str:
-    """Letters and digits in runs joined by single '.', '_' or '-'; at most 76. Source: containerd pkg/identifiers."""
-    if not value:
-        raise Rejected(f"{name} is empty")
-    if len(value) > IDENTIFIER_CHARACTERS_MAX:
-        raise Rejected(
-            f"{name} {shown(value)} has {len(value)} characters: at most {IDENTIFIER_CHARACTERS_MAX} are allowed"
-        )
-    if not _IDENTIFIER.fullmatch(value):
-        raise Rejected(f"{name} {shown(value)} must be letters and digits, joined by single '.', '_' or '-'")
-    return value

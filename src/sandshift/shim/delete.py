@@ -11,15 +11,17 @@ import json
 import os
 import shutil
 import signal
-import struct
 import subprocess
 import time
 from pathlib import Path
 from typing import Final
 
 from sandshift.config import Config
-from sandshift.shim.bootstrap import Arguments, start
+from sandshift.shim.arguments import Arguments
+from sandshift.shim.by_hand import length_delimited, varint
+from sandshift.shim.identity import started_ticks_of
 from sandshift.shim.places import Places
+from sandshift.shim.start import start
 
 EXIT_BY_SIGKILL: Final = 137
 WAIT_FOR_END_S: Final = 3.0
@@ -68,15 +70,6 @@ def kill_by_pid_file(pid_file: Path) -> None:
         os.close(process)
 
 
-def started_ticks_of(pid: int) -> int:
-    """Clock ticks from boot to the start of `pid`, as /proc says: with the pid it names one process. -1: no such process."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return -1
-    return int(stat.rpartition(")")[2].split()[19])
-
-
 def _wait_for_end(process: int) -> None:
     import select  # noqa: PLC0415 - delete is timed by containerd; what is not needed is not loaded
 
@@ -86,18 +79,5 @@ def _wait_for_end(process: int) -> None:
 def delete_response(*, exit_status: int, now_ns: int) -> bytes:
     """containerd.task.v2.DeleteResponse, written by hand so that this path needs no protobuf: pid=1 exit_status=2 exited_at=3."""
     seconds, nanos = divmod(now_ns, 1_000_000_000)
-    stamp = b"\x08" + _varint(seconds) + b"\x10" + _varint(nanos)
-    return b"\x10" + _varint(exit_status) + length_delimited(3, stamp)
-
-
-def length_delimited(number: int, data: bytes) -> bytes:
-    """One length-delimited protobuf field."""
-    return _varint(number << 3 | 2) + _varint(len(data)) + data
-
-
-def _varint(value: int) -> bytes:
-    out = b""
-    while value >= 0x80:
-        out += struct.pack("B", value & 0x7F | 0x80)
-        value >>= 7
-    return out + struct.pack("B", value)
+    stamp = b"\x08" + varint(seconds) + b"\x10" + varint(nanos)
+    return b"\x10" + varint(exit_status) + length_delimited(3, stamp)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sandshift import VERSION
-from sandshift.shim.delete import length_delimited
+from sandshift.shim.by_hand import length_delimited
 
 NAME = b"io.containerd.sandshift.v2"
 

@@ -15,9 +15,9 @@ from typing import Any
 import ttrpc
 from sandshift.config import Config
 from sandshift.errors import SandshiftError
-from sandshift.shim.bootstrap import Arguments
-from sandshift.shim.delete import started_ticks_of
+from sandshift.shim.arguments import Arguments
 from sandshift.shim.durable import make_folder, write_atomically
+from sandshift.shim.identity import started_ticks_of
 from sandshift.shim.migration.desk import Desk
 from sandshift.shim.migration.opening import Opening
 from sandshift.shim.migration.restoring import restore_session
