@@ -99,7 +99,7 @@ def test_a_living_shim_keeps_its_socket_and_a_dead_one_s_is_taken(tmp_path: Path
 
 
 def test_a_place_that_cannot_be_used_is_named_with_a_remedy() -> None:
-    with pytest.raises(Unavailable, match="places.run_dir"):
+    with pytest.raises(Unavailable, match=r"places\.run_dir"):
         bind(Path("/proc/nowhere/shim.sock"))
 
 
@@ -127,7 +127,7 @@ def test_a_file_is_replaced_whole_and_private(tmp_path: Path) -> None:
     write_atomically(path, b"two")
     assert path.read_bytes() == b"two"
     assert path.stat().st_mode & 0o777 == 0o600
-    assert os.listdir(path.parent) == ["file"]
+    assert [found.name for found in path.parent.iterdir()] == ["file"]
 
 
 def test_an_append_that_the_disk_refuses_leaves_nothing_of_itself(
