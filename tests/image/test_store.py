@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
@@ -93,3 +94,12 @@ def test_what_a_killed_builder_left_is_removed_by_the_next(tmp_path):
     left.mkdir(parents=True)
     publish(tmp_path, "a" * 64)
     assert not left.exists()
+
+
+def test_images_that_were_not_used_for_longest_go(tmp_path):
+    images = [publish(tmp_path, letter * 64) for letter in "abc"]
+    for age, image in enumerate(images):
+        os.utime(image.folder / store.DESCRIPTION, (1000 - age, 1000 - age))
+    store.mark_used(images[2])
+    assert store.prune(tmp_path, count_max=2) == [images[1]]
+    assert store.published(tmp_path) == [images[2], images[0]]

@@ -6,6 +6,7 @@ and for two when only our own code has changed: run it in a thread.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -19,7 +20,7 @@ from typing import Final
 import msgspec
 
 import sandshift
-from sandshift.errors import NoRoom, NotSupported, Unavailable
+from sandshift.errors import NoRoom, NotSupported, Rejected, Unavailable
 from sandshift.image import base, initramfs, own, store
 from sandshift.image.apt import Apt, Package
 from sandshift.image.modules import OPTIONAL, WANTED, KernelTree
@@ -34,6 +35,8 @@ KERNEL_COMMAND_LINE: Final = (
 """For start-up speed (reference: measured 0.3 s under TCG). The guest is one sandbox's alone: its kernel guards no
 neighbour, the VM does."""
 AGENT: Final = ("/usr/bin/python3", "-S", "-s", "-E", "-P", f"/{own.START_SCRIPT}")
+BASE: Final = "base.json"
+BASES_MAX: Final = 2
 _ROOT_UUID: Final = "5a4d5348-1f7e-4000-8000-726f6f740001"
 _DEBIAN: Final = {"12", "13"}
 _UBUNTU_FROM: Final = (25, 4)
@@ -50,10 +53,11 @@ class Base(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def find(cache_dir: Path) -> GuestImage | None:
-    """The newest image that holds exactly this installation's agent; None: `build` one."""
+    """The image used last that holds exactly this installation's agent; None: `build` one."""
     wanted, builder = own.digest(own.files()), builder_digest()
     for image in store.published(cache_dir):
         if image.description.own_digest == wanted and image.description.builder == builder:
+            store.mark_used(image)
             return image
     return None
 
@@ -80,25 +84,30 @@ def build(
         Rejected: the cache cannot be written.
     """
     _check_tools()
+    try:
+        with store.locked(cache_dir):
+            return _build(cache_dir, refresh=refresh, sources=sources, progress=progress)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoRoom(
+                f"guest image: no disk space in {cache_dir}: free some, or set places.cache_dir"
+            ) from error
+        raise Rejected(f"guest image: {error.filename or cache_dir}: {error.strerror}") from error
+
+
+def _build(cache_dir: Path, *, refresh: bool, sources: Path | None, progress: Progress) -> GuestImage:
     files = own.files()
-    with store.locked(cache_dir):
-        folder = _base(cache_dir, refresh=refresh, sources=sources, progress=progress)
-        described = msgspec.json.decode((folder / "base.json").read_bytes(), type=Base)
-        own_digest = own.digest(files)
-        recipe = _recipe(described, own_digest)
-        if (made := store.load(store.images_folder(cache_dir) / recipe[:32])) is not None:
-            return made
-        with store.workshop(cache_dir) as work:
-            return _assemble(
-                cache_dir,
-                work,
-                folder,
-                described=described,
-                files=files,
-                recipe=recipe,
-                own_digest=own_digest,
-                progress=progress,
-            )
+    folder = _base(cache_dir, refresh=refresh, sources=sources, progress=progress)
+    described = msgspec.json.decode((folder / BASE).read_bytes(), type=Base)
+    recipe = _recipe(described, own.digest(files))
+    if (made := store.load(store.images_folder(cache_dir) / recipe[:32])) is not None:
+        store.mark_used(made)
+        return made
+    progress("packing the root")
+    with store.workshop(cache_dir) as work:
+        image = _assemble(cache_dir, work, folder, described=described, files=files, recipe=recipe)
+    store.prune(cache_dir)
+    return image
 
 
 def builder_digest() -> str:
@@ -129,10 +138,7 @@ def _assemble(
     described: Base,
     files: list[own.OwnFile],
     recipe: str,
-    own_digest: str,
-    progress: Progress,
 ) -> GuestImage:
-    progress("packing the root")
     root = work / "root"
     _copy_linked(base_folder / "root", root)
     own.write(files, root)
@@ -147,7 +153,7 @@ def _assemble(
     (built / store.INITRAMFS).write_bytes(_initramfs(root, kernel, release))
     description = store.Description(
         recipe=recipe,
-        own_digest=own_digest,
+        own_digest=own.digest(files),
         builder=builder_digest(),
         distribution=described.distribution,
         kernel_release=release,
@@ -184,11 +190,10 @@ def _base(cache_dir: Path, *, refresh: bool, sources: Path | None, progress: Pro
     """The folder of the distribution's part; made if it is not there."""
     distribution = supported_distribution(platform.freedesktop_os_release())
     bases = store.images_folder(cache_dir) / ".bases"
-    kept = sorted(bases.glob("*/base.json"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in kept if not refresh else []:
-        described = msgspec.json.decode(path.read_bytes(), type=Base)
-        if path.parent.name == _base_key(described) and described.distribution == distribution:
-            return path.parent
+    for folder in _bases(bases) if not refresh else []:
+        described = msgspec.json.decode((folder / BASE).read_bytes(), type=Base)
+        if folder.name == _base_key(described) and described.distribution == distribution:
+            return folder
     _check_room(cache_dir)
     progress("asking the package archive")
     apt = Apt(store.images_folder(cache_dir) / ".apt", sources=sources)
@@ -201,8 +206,8 @@ def _base(cache_dir: Path, *, refresh: bool, sources: Path | None, progress: Pro
         kernel_packages=tuple(str(package) for package in kernel_packages),
     )
     key = _base_key(described)
-    if (bases / key / "base.json").is_file():
-        os.utime(bases / key / "base.json")
+    if (bases / key / BASE).is_file():
+        os.utime(bases / key / BASE)
         return bases / key
     with store.workshop(cache_dir) as work:
         return _make_base(
@@ -241,12 +246,20 @@ def _make_base(
     base.unpack_kernel(sorted((work / "kernel-packages").iterdir()), made / "kernel")
     progress("compiling Python's library")
     base.compile_python(made / "root", f"usr/lib/python{base.python_version(made / 'root')}")
-    (made / "base.json").write_bytes(msgspec.json.encode(described))
+    (made / BASE).write_bytes(msgspec.json.encode(described))
     place.parent.mkdir(exist_ok=True)
     if place.exists():
         shutil.rmtree(place)
     made.rename(place)
+    for old in _bases(place.parent)[BASES_MAX:]:
+        shutil.rmtree(old, ignore_errors=True)
     return place
+
+
+def _bases(folder: Path) -> list[Path]:
+    """The folders of the bases that are there, the latest first."""
+    described = sorted(folder.glob(f"*/{BASE}"), key=lambda path: path.stat().st_mtime, reverse=True)
+    return [path.parent for path in described]
 
 
 def _kernel_packages(apt: Apt, distribution_id: str) -> list[Package]:

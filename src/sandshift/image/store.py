@@ -21,6 +21,8 @@ DESCRIPTION: Final = "image.json"
 KERNEL: Final = "vmlinuz"
 INITRAMFS: Final = "initramfs.cpio"
 ROOT: Final = "root.erofs"
+IMAGES_MAX: Final = 12
+"""Kept by `prune`: a sandbox that was started from an older image can move only to a host that still has it."""
 
 
 class Description(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,12 +121,26 @@ def load(folder: Path) -> GuestImage | None:
 
 
 def published(cache_dir: Path) -> list[GuestImage]:
-    """Every whole image, the newest first."""
+    """Every whole image, the latest used first."""
     folders = [
         path for path in images_folder(cache_dir).glob("*") if path.is_dir() and not path.name.startswith(".")
     ]
     images = [image for folder in folders if (image := load(folder)) is not None]
     return sorted(images, key=lambda image: (image.folder / DESCRIPTION).stat().st_mtime, reverse=True)
+
+
+def mark_used(image: GuestImage) -> None:
+    """It counts as the newest from now on. Quietly does nothing where the cache is read-only."""
+    with contextlib.suppress(OSError):
+        os.utime(image.folder / DESCRIPTION)
+
+
+def prune(cache_dir: Path, *, count_max: int = IMAGES_MAX) -> list[GuestImage]:
+    """Remove the images that were not used for longest, under the builders' lock; what was removed."""
+    dropped = published(cache_dir)[count_max:]
+    for image in dropped:
+        shutil.rmtree(image.folder, ignore_errors=True)
+    return dropped
 
 
 @contextlib.contextmanager
