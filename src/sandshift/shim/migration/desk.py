@@ -94,7 +94,13 @@ class Desk:
         if not task.cancelled():
             task.exception()  # Told to the caller; if they have gone, it is not an unheard error.
 
+    def _refuse_while_cancelling(self, call: Call, session_id: str) -> None:
+        """What a cancellation under way does not take is refused at once; the rest waits for its end (contract 3)."""
+        if self.standing.state is State.CANCELLING:
+            check(call, self.standing, session_id)
+
     async def export(self, request: messages_pb2.PrepareAndExportSandboxRequest) -> AnyMessage:
+        self._refuse_while_cancelling(Call.PREPARE_AND_EXPORT, request.session_id)
         return await self._in_turn(self._export(request))
 
     async def _export(self, request: messages_pb2.PrepareAndExportSandboxRequest) -> AnyMessage:
@@ -106,6 +112,7 @@ class Desk:
         return config
 
     async def import_sandbox(self, request: messages_pb2.ImportSandboxRequest) -> None:
+        self._refuse_while_cancelling(Call.IMPORT, request.session_id)
         await self._in_turn(self._import(request))
 
     async def _import(self, request: messages_pb2.ImportSandboxRequest) -> None:
@@ -116,6 +123,7 @@ class Desk:
         self._begin(await self._opening.import_sandbox(request))
 
     async def prepare(self, request: messages_pb2.PrepareSandboxRequest) -> None:
+        self._refuse_while_cancelling(Call.PREPARE, request.session_id)
         await self._in_turn(self._prepare(request))
 
     async def _prepare(self, request: messages_pb2.PrepareSandboxRequest) -> None:
@@ -126,6 +134,7 @@ class Desk:
         await self._opening.prepare(request, active)
 
     async def give_socket(self, session_id: str, descriptor: Descriptor) -> None:
+        self._refuse_while_cancelling(Call.CREATE_DUPLICATE_SOCKET, session_id)
         await self._in_turn(self._give_socket(session_id, descriptor))
 
     async def _give_socket(self, session_id: str, descriptor: Descriptor) -> None:
@@ -141,6 +150,7 @@ class Desk:
 
     async def begin_transfer(self, session_id: str, timeout_s: float, deadline_s: float) -> None:
         """Start the transfer, or join the one that goes on."""
+        self._refuse_while_cancelling(Call.TRANSFER, session_id)
         await self._in_turn(self._begin_transfer(session_id, timeout_s, deadline_s))
 
     async def _begin_transfer(self, session_id: str, timeout_s: float, deadline_s: float) -> None:
@@ -182,10 +192,11 @@ class Desk:
     # The end
 
     async def finalize(self, session_id: str, action: Action, receipt: bytes) -> None:
+        self._refuse_while_cancelling(_finalize_call(action), session_id)
         await self._in_turn(self._finalize(session_id, action, receipt))
 
     async def _finalize(self, session_id: str, action: Action, receipt: bytes) -> None:
-        call = Call.RESUME if action is Action.RESUME else Call.STOP
+        call = _finalize_call(action)
         if check(call, self.standing, session_id) is Outcome.NO_EFFECT:
             return
         active = self.require_active()
@@ -237,6 +248,7 @@ class Desk:
         active.end_as_cancelled()
 
     async def clean_up(self, session_id: str) -> None:
+        self._refuse_while_cancelling(Call.CLEANUP, session_id)
         await self._in_turn(self._cleanup_called(session_id))
 
     async def _cleanup_called(self, session_id: str) -> None:
@@ -337,3 +349,7 @@ class Desk:
                 await active.session.call(Call.CANCEL)
                 active.end_as_cancelled()
             await self._clean_up(active)
+
+
+def _finalize_call(action: Action) -> Call:
+    return Call.RESUME if action is Action.RESUME else Call.STOP

@@ -294,7 +294,8 @@ class Session:
                 while queue and isinstance(queue[0], WriteRecord):
                     records.append(queue.popleft().record)  # type: ignore[union-attr]
                 await self._host.write_record(records)
-                self.party = party
+                # What is on disk and no more: a cancellation is Cancelling until the transfer has been stopped.
+                self.party = replace(party, record=records[-1])
             elif isinstance(step, StartVcpus):
                 outcomes.append(await self._start(step.licence))
             elif isinstance(step, StopTransfer):
