@@ -23,6 +23,7 @@ from sandshift.fleet.result import Update
 from sandshift.fleet.resume import migrate_or_resume
 from sandshift.fleet.saga import Outcome
 from sandshift.fleet.shim_client import connect
+from sandshift.image.build import build
 from tests.lab import Lab, open_lab
 from tests.needs import needs_root
 
@@ -36,6 +37,7 @@ KILLED_COORDINATOR = Path(__file__).with_name("killed_coordinator.py")
 @pytest_asyncio.fixture
 async def lab() -> AsyncIterator[Lab]:
     async with open_lab() as made:
+        await asyncio.to_thread(build, Path(made.host_a.config.places.cache_dir))
         yield made
 
 
@@ -131,6 +133,7 @@ DEATHS = [
 ]
 
 
+@pytest.mark.full
 async def test_wherever_a_coordinator_dies_another_one_ends_the_session_with_one_runner(lab: Lab) -> None:
     here, there = hosts_of(lab)
     await counting_sandbox(here)
@@ -162,7 +165,15 @@ async def die_at(here: Host, there: Host, session: str, side: str, call: str, mo
     assert await process.wait() == -signal.SIGKILL, f"it did not reach {call} on the {side}"
 
 
-@pytest.mark.parametrize("victim", ["source shim", "destination shim", "destination qemu", "source qemu"])
+@pytest.mark.parametrize(
+    "victim",
+    [
+        pytest.param("source shim", marks=pytest.mark.full),
+        pytest.param("destination shim", marks=pytest.mark.full),
+        "destination qemu",
+        "source qemu",
+    ],
+)
 async def test_a_part_killed_while_memory_flows_leaves_at_most_one_runner_and_nothing_else(
     lab: Lab, victim: str
 ) -> None:
