@@ -121,7 +121,6 @@ async def test_what_a_killed_run_left_is_recognised_and_taken_down_by_the_next(t
         [sys.executable, "-c", KILLED_MAKER, str(labs)],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": "src"},
         check=False,
     )
     assert ran.returncode == -signal.SIGKILL, ran.stderr

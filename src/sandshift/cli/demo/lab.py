@@ -142,7 +142,7 @@ def _claim(labs_folder: Path) -> tuple[Topology, Path, int]:
     if owner.st_uid != 0 or owner.st_mode & 0o022:
         raise Rejected(f"{labs_folder} can be written by others than root: remove it")
     with _locked(labs_folder / _LOCK):
-        for leftover in _leftovers(labs_folder):
+        for leftover in leftovers(labs_folder):
             _take_down(Topology(leftover.name), leftover)
         while True:
             lab_id = secrets.token_hex(_ID_BYTES)
@@ -165,7 +165,7 @@ def _locked(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _leftovers(labs_folder: Path) -> Iterator[Path]:
+def leftovers(labs_folder: Path) -> Iterator[Path]:
     """Folders of labs whose maker is gone: their lock can be had."""
     for folder in labs_folder.iterdir():
         if not folder.is_dir():

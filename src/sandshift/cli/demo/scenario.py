@@ -28,7 +28,7 @@ from sandshift.cli.demo.proof import (
 from sandshift.cli.demo.settings import Settings
 from sandshift.cli.demo.show import Show
 from sandshift.cli.demo.topology import GUEST_ADDRESS, GUEST_MAC, PREFIX_LENGTH
-from sandshift.cli.demo.workload import PAGE_BYTES, Workload
+from sandshift.cli.demo.workload import MIB, PAGE_BYTES, Workload
 from sandshift.config import Places
 from sandshift.errors import Aborted, Cancelled, NotSupported, SandshiftError
 from sandshift.fleet.driver import migrate
@@ -38,6 +38,7 @@ from sandshift.fleet.request import Migration
 from sandshift.fleet.result import MigrationResult
 from sandshift.fleet.shim_client import Shim
 from sandshift.image import build
+from sandshift.wire.sandshift.shim_pb2 import StatusResponse
 
 SANDBOX: Final = "demo"
 CONTROL_SANDBOX: Final = "demo-control"
@@ -50,7 +51,7 @@ WARM_UP_S: Final = 1.5
 """Of conversation and writing before the move, to know how this machine is when nothing moves."""
 AFTERWARDS_S: Final = 1.0
 """Of conversation and writing after the move."""
-GAP_MARGIN_S: Final = 0.5
+GAP_MARGIN_NS: Final = 500_000_000
 """A silence that begins so soon after the guest runs again is still counted as the move's."""
 TUN: Final = Path("/dev/net/tun")
 
@@ -62,6 +63,19 @@ class Before:
     guest: Guest
     pages_checked: int
     at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """A move and what was seen of it. Times are monotonic, ns."""
+
+    before: Before
+    result: MigrationResult
+    seen: Seen
+    talking_ns: int
+    """The client talks since then."""
+    began_ns: int
+    moved_ns: int
 
 
 class Demo:
@@ -114,60 +128,58 @@ class Demo:
         shim = await self.start_sandbox(lab.host_a, SANDBOX, workload)
         try:
             status = await shim.status()
-            self.show.step(
-                f"inside it: a counter service, and a writer on {workload.working_set_mib} MiB at"
-                f" {workload.dirty_mib_per_s} MiB/s"
-            )
-            client = await CounterClient.connect(
-                lab.client_namespace, GUEST_ADDRESS, workload.port, timeout_s=LISTEN_S
-            )
         finally:
             await shim.close()
-        self.client = client
+        self.show.step(
+            f"inside it: a counter service, and a writer on {workload.working_set_mib} MiB at"
+            f" {workload.dirty_mib_per_s} MiB/s"
+        )
+        self.client = client = await CounterClient.connect(
+            lab.client_namespace, GUEST_ADDRESS, workload.port, timeout_s=LISTEN_S
+        )
         client.start()
         try:
-            began_ns = time.monotonic_ns()
-            await asyncio.sleep(WARM_UP_S)
-            before = await self.look(lab)
-            move_began_ns = time.monotonic_ns()
-            with capturing(lab.switch_namespace, lab.bridge, workload.marker) as capture:
-                self.show.step("moving it to host B, while the client talks and the writer writes")
-                result = await self.move(lab.host_a, lab.host_b, SANDBOX)
-                moved_ns = time.monotonic_ns()
-                seen = await asyncio.to_thread(capture.stop)
-            failure = failure_of(result)
+            watched = await self.watched_move(lab)
+            failure = failure_of(watched.result)
             await asyncio.sleep(AFTERWARDS_S)
             self.show.step("checking every page, and the guest")
-            memory, after, failure = await self.verify(lab, before, failure)
+            memory, after, failure = await self.verify(lab, watched.before, failure)
         finally:
             await client.stop()
-        margin_ns = int(GAP_MARGIN_S * 1e9)
         return Evidence(
-            move=Move(
-                accelerator=status.accelerator,
-                qemu_version=status.qemu_version,
-                memory_bytes=status.memory_bytes,
-                total_ms=result.total_ms or 0.0,
-                blackout_ms=result.blackout_ms or 0.0,
-                bytes_transferred=result.bytes_transferred,
-                passes=result.passes,
-                encryption=lab.host_a.config.migration.encryption,
-                failure=failure,
-            ),
+            move=move_of(status, watched.result, lab.host_a.config.migration.encryption, failure),
             conversation=conversation(
-                client.answers, moved_ns=moved_ns, unanswered=client.unanswered, failure=client.failure
+                client.answers,
+                moved_ns=watched.moved_ns,
+                unanswered=client.unanswered,
+                failure=client.failure,
             ),
             client_gap_ms=longest_silence_ms(
-                client.answers, from_ns=move_began_ns, to_ns=moved_ns + margin_ns
+                client.answers, from_ns=watched.began_ns, to_ns=watched.moved_ns + GAP_MARGIN_NS
             ),
-            quiet_gap_ms=longest_silence_ms(client.answers, from_ns=began_ns, to_ns=move_began_ns),
+            quiet_gap_ms=longest_silence_ms(
+                client.answers, from_ns=watched.talking_ns, to_ns=watched.began_ns
+            ),
             memory=memory,
-            dirty_bytes_per_s_wanted=workload.dirty_mib_per_s << 20,
-            before=before.guest,
+            dirty_bytes_per_s_wanted=workload.dirty_mib_per_s * MIB,
+            before=watched.before.guest,
             after=after,
-            seen=seen,
+            seen=watched.seen,
             control=None,
         )
+
+    async def watched_move(self, lab: Lab) -> Watched:
+        """Let the client talk for a while, then move the sandbox past the capture."""
+        talking_ns = time.monotonic_ns()
+        await asyncio.sleep(WARM_UP_S)
+        before = await self.look(lab)
+        began_ns = time.monotonic_ns()
+        with capturing(lab.switch_namespace, lab.bridge, self.settings.workload.marker) as capture:
+            self.show.step("moving it to host B, while the client talks and the writer writes")
+            result = await self.move(lab.host_a, lab.host_b, SANDBOX)
+            moved_ns = time.monotonic_ns()
+            seen = await asyncio.to_thread(capture.stop)
+        return Watched(before, result, seen, talking_ns, began_ns, moved_ns)
 
     async def start_sandbox(self, host: LabHost, name: str, workload: Workload) -> Shim:
         """The sandbox with its workload, on `host`."""
@@ -261,6 +273,21 @@ def failure_of(result: MigrationResult) -> str:
         return ""
     reason = result.reason.message if result.reason else "the move ended undecided"
     return f"{result.failed_call}: {reason}" if result.failed_call else reason
+
+
+def move_of(status: StatusResponse, result: MigrationResult, encryption: str, failure: str) -> Move:
+    """What the shim said before the move and the driver after it."""
+    return Move(
+        accelerator=status.accelerator,
+        qemu_version=status.qemu_version,
+        memory_bytes=status.memory_bytes,
+        total_ms=result.total_ms or 0.0,
+        blackout_ms=result.blackout_ms or 0.0,
+        bytes_transferred=result.bytes_transferred,
+        passes=result.passes,
+        encryption=encryption,
+        failure=failure,
+    )
 
 
 def guest_of(answer: dict[str, object]) -> Guest:
