@@ -8,12 +8,13 @@ import sys
 import time
 from dataclasses import dataclass
 
+from tests.explore.facts import Bounds
 from tests.explore.guards import GUARDS, Guard
 from tests.explore.search import Found, search
 from tests.explore.side import Faults
 from tests.explore.story import Story
 from tests.explore.walk import Walked, replay, walk_for
-from tests.explore.world import UNREAD_MAX, Bounds, Rules, World
+from tests.explore.world import UNREAD_MAX, Rules, World
 
 GUARD_PATIENCE_STATES = 40_000
 """How much further a dropped guard is searched for harm done at once, once a recovery was found to fail."""

@@ -28,8 +28,9 @@ from sandshift.session.right import (
 )
 from sandshift.session.statement import Ask, Cell, Statement
 from sandshift.session.states import Call, Side, State
+from tests.explore.facts import Bounds
 from tests.explore.side import CURRENT, Faults
-from tests.explore.world import Bounds, Rules
+from tests.explore.world import Rules
 
 Handle = Callable[[Party, RightEvent], tuple[Party, tuple[Step, ...]]]
 

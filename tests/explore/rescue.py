@@ -26,8 +26,9 @@ from sandshift.session.right import (
 )
 from sandshift.session.statement import Cell, Statement
 from sandshift.session.states import Call, Side, State
+from tests.explore.facts import SIDES, D, Facts, S, Violation
 from tests.explore.side import Cost, Faults, Flow, Local, Outcome, Shim, Vm
-from tests.explore.world import SIDES, D, Facts, S, Violation, World
+from tests.explore.world import World
 
 SETTLE_MAX = 64
 """Events in which two undisturbed sides must have nothing left to do."""

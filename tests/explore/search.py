@@ -7,9 +7,10 @@ from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from tests.explore.facts import Violation, unpack
 from tests.explore.rescue import Rescuer
 from tests.explore.story import Story, story_of
-from tests.explore.world import Violation, World, unpack
+from tests.explore.world import World
 
 REPORT_EVERY_STATES = 100_000
 

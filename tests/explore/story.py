@@ -14,8 +14,9 @@ from sandshift.session.right import (
     VmDied,
 )
 from sandshift.session.statement import Cell
+from tests.explore.facts import SIDES, Facts, Violation
 from tests.explore.rescue import Rescue, Rescuer
-from tests.explore.world import SIDES, Facts, Violation, shown
+from tests.explore.world import shown
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,12 @@ from sandshift.session import right
 from sandshift.session.statement import Ask, Cell, Statement
 from sandshift.session.states import Call, Side, State
 from tests.explore.__main__ import ALL, FIRST, GUARD_PATIENCE_STATES
+from tests.explore.facts import Bounds, Violation, pack, unpack
 from tests.explore.guards import GUARDS, Guard
 from tests.explore.search import Found, search
 from tests.explore.side import CURRENT, STALE, Faults, Flow, Local, Shim, Vm, canonical_frame, first_local
 from tests.explore.walk import replay, walk_for
-from tests.explore.world import Bounds, Rules, Violation, World, pack, unpack
+from tests.explore.world import Rules, World
 
 ROOT = Path(__file__).parents[2]
 STATES_MAX = 15_000

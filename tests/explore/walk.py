@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 
 from sandshift.session.right import handle
 from sandshift.session.states import State
+from tests.explore.facts import Bounds, D, Facts, S, Violation, pack, unpack
 from tests.explore.rescue import Rescuer
 from tests.explore.side import Faults
 from tests.explore.story import Story, story_of
-from tests.explore.world import Bounds, D, Facts, Rules, S, Violation, World, pack, unpack
+from tests.explore.world import Rules, World
 
 BOUNDS = Bounds(crashes=2, deaths=1, refusals=1)
 """Of one event; the walk gives crashes and refusals back after each."""

@@ -35,47 +35,26 @@ from sandshift.session.right_destination import LOOKED_AT as DESTINATION_LOOKS_A
 from sandshift.session.right_source import LOOKED_AT as SOURCE_LOOKS_AT
 from sandshift.session.statement import Ask, Cell, Statement
 from sandshift.session.states import Call, Side, State
+from tests.explore.facts import (
+    BUDGET_MAX,
+    ID_MAX,
+    MASK_BITS,
+    QUEUE_MAX,
+    SIDES,
+    Bounds,
+    D,
+    Facts,
+    S,
+    Violation,
+    pack,
+    unpack,
+)
 from tests.explore.side import Cost, Faults, Flow, Local, Outcome, Shim, Vm, first_local, stale_frame
 
 UNREAD_MAX = 2
 """Frames per direction that wait to be read; equal neighbours count as one, a third is lost."""
 
-S, D = 0, 1
-SIDES = (Side.SOURCE, Side.DESTINATION)
 CALLS = (Call.RESUME, Call.STOP, Call.CANCEL, Call.CLEANUP)
-
-_ID, _QUEUE, _MASK, _BUDGET = 14, 10, 13, 7
-_ID_MAX, _QUEUE_MAX, _MASK_MAX, _BUDGET_MAX = 1 << _ID, 1 << _QUEUE, 1 << _MASK, 1 << _BUDGET
-
-
-class Bounds(NamedTuple):
-    """How much may go wrong, at most. Calls have no bound."""
-
-    crashes: int
-    deaths: int
-    refusals: int
-
-    @property
-    def cost(self) -> Cost:
-        return Cost(self.crashes, self.deaths, self.refusals)
-
-
-class Facts(NamedTuple):
-    """A state, unpacked."""
-
-    source: int
-    destination: int
-    to_destination: int
-    to_source: int
-    receipts: int
-    budget: int
-    flow: int
-    source_fresh: int
-    destination_fresh: int
-    cut_to_destination: int
-    cut_to_source: int
-    late: int
-    """The source's pending STOP was called after the destination's VM had died."""
 
 
 class Move(NamedTuple):
@@ -95,13 +74,6 @@ class Move(NamedTuple):
     stop_called: bool
     budget: int
     violations: tuple[str, ...]
-
-
-class Violation(Exception):
-    def __init__(self, what: str, label: int = -1) -> None:
-        super().__init__(what)
-        self.what = what
-        self.label = label
 
 
 @dataclass
@@ -147,7 +119,7 @@ class World:
             cell: 1 << position
             for position, cell in enumerate(sorted({entry[2] for entry in looked_at}, key=lambda c: c.value))
         }
-        assert len(self._receipt_bits) <= _MASK
+        assert len(self._receipt_bits) <= MASK_BITS
         self.queue_id(())
 
     # Interning -------------------------------------------------------------------------------------------------
@@ -157,7 +129,7 @@ class World:
         number = ids.get(local)
         if number is None:
             number = ids[local] = len(ids)
-            assert number < _ID_MAX
+            assert number < ID_MAX
             self.locals[side].append(local)
             self.vm[side].append(local.vm)
             self.down[side].append(local.party.channel is Channel.DOWN)
@@ -169,7 +141,7 @@ class World:
         number = self._queue_ids.get(queue)
         if number is None:
             number = self._queue_ids[queue] = len(self._queue_ids)
-            assert number < _QUEUE_MAX
+            assert number < QUEUE_MAX
             self.queues.append(queue)
         return number
 
@@ -191,7 +163,7 @@ class World:
         number = self._budget_ids.get(cost)
         if number is None:
             number = self._budget_ids[cost] = len(self._budget_ids)
-            assert number < _BUDGET_MAX
+            assert number < BUDGET_MAX
             self._budgets.append(cost)
         return number
 
@@ -511,36 +483,6 @@ class World:
                         f"{call.value} on the {word} with the receipt {cell.name}",
                         CallMade(call, Statement(cell)),
                     )
-
-
-def pack(f: Facts) -> int:
-    low = (f.flow << 6) | (f.source_fresh << 5) | (f.destination_fresh << 4) | (f.cut_to_destination << 3)
-    low |= (f.cut_to_source << 2) | (f.late << 1)
-    high = (((f.source << _ID | f.destination) << _QUEUE | f.to_destination) << _QUEUE) | f.to_source
-    return ((high << _MASK | f.receipts) << _BUDGET | f.budget) << 9 | low
-
-
-def unpack(state: int) -> Facts:
-    low = state & 511
-    rest = state >> 9
-    budget, rest = rest & (_BUDGET_MAX - 1), rest >> _BUDGET
-    receipts, rest = rest & (_MASK_MAX - 1), rest >> _MASK
-    to_source, rest = rest & (_QUEUE_MAX - 1), rest >> _QUEUE
-    to_destination, rest = rest & (_QUEUE_MAX - 1), rest >> _QUEUE
-    return Facts(
-        rest >> _ID,
-        rest & (_ID_MAX - 1),
-        to_destination,
-        to_source,
-        receipts,
-        budget,
-        low >> 6,
-        low >> 5 & 1,
-        low >> 4 & 1,
-        low >> 3 & 1,
-        low >> 2 & 1,
-        low >> 1 & 1,
-    )
 
 
 def shown(frame: Statement) -> str:

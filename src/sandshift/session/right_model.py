@@ -6,7 +6,7 @@ All values are frozen, comparable and hashable: the explorer puts them into sets
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from sandshift.errors import SandshiftError
@@ -296,8 +296,3 @@ class Reply:
 
 
 Step = WriteRecord | SendFrame | StopTransfer | StartVcpus | DestroyVm | KeepLastStatement | Reply
-
-
-def without_peer(party: Party) -> Party:
-    """The same party with nothing but what decisions look at."""
-    return replace(party, peer=None)

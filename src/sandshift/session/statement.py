@@ -56,14 +56,6 @@ class Cell(enum.Enum):
     def side(self) -> Side:
         return Side.SOURCE if self.value <= Cell.GONE.value else Side.DESTINATION
 
-    @property
-    def final(self) -> bool:
-        """No move leads out of it."""
-        return self in _FINAL
-
-
-_FINAL: Final = frozenset((Cell.KEPT, Cell.GONE, Cell.RUNNING, Cell.REFUSED, Cell.LOST))
-
 
 class Ask(enum.Enum):
     """What a frame asks of the other side. Values are those of sandshift.state.v1.Ask."""
