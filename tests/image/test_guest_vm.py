@@ -23,10 +23,6 @@ from tests.vmm.machine_suite import LICENCE
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), *rigs.needs_vm]
 
-COUNT = 40_000
-NUMBERS = ["sh", "-c", f"i=0; while [ $i -lt {COUNT} ]; do echo line $i; i=$((i+1)); done; exit 4"]
-NUMBERS_SHA256 = hashlib.sha256(b"".join(b"line %d\n" % number for number in range(COUNT))).hexdigest()
-
 
 @pytest.fixture(scope="module")
 def rig():
@@ -48,10 +44,15 @@ async def guest(rig: Rig, template: Path) -> AsyncIterator[Guest]:
 
 async def said(guest: Guest, process_id: str, *args: str) -> str:
     await guest.start_process(process_id, args)
-    sink = Sink()
-    await guest.follow_output(process_id, 1, sink.delivered, sink.take)
+    text = await output_of(guest, process_id)
     await guest.wait_process(process_id)
     await guest.forget_process(process_id)
+    return text
+
+
+async def output_of(guest: Guest, process_id: str, stream: int = 1) -> str:
+    sink = Sink()
+    await guest.follow_output(process_id, stream, sink.delivered, sink.take)
     return sink.data.decode()
 
 
@@ -112,36 +113,49 @@ async def test_a_guest_that_stood_still_gets_the_right_time_back(rig, guest, tem
         assert (await late.info()).uptime_ns > uptime_ns
 
 
+NOISE = ["sh", "-c", "head -c 12000000 /dev/urandom | tee /tmp/noise; sha256sum /tmp/noise >&2; exit 4"]
+
+
 async def test_a_move_in_the_middle_of_output_loses_and_repeats_nothing(rig, template):
     """As two shims do it, with two QEMUs: freeze the sink, move, connect before the vCPUs run, go on at the offset."""
     async with rig.clone("source", template) as (source, before):
         told = await before.info()
-        await before.start_process("numbers", NUMBERS)
+        await before.start_process("noise", NOISE)
+        await before.start_process("cat", ["cat"], stdin=True)
+        await before.write_input("cat", 0, b"before ")
         source_sink = Sink()
         following = asyncio.create_task(
-            before.follow_output("numbers", 1, source_sink.delivered, source_sink.take)
+            before.follow_output("noise", 1, source_sink.delivered, source_sink.take)
         )
-        while len(source_sink.data) < 20_000:
+        while len(source_sink.data) < 1_000_000:
             await asyncio.sleep(0.002)
-        spec = rig.spec("destination", source.shape)
-        destination = await rig.vmm.start_incoming(spec)
+        source_sink.frozen = True
+        while await written(before, "noise") < source_sink.delivered() + 1_000_000:
+            await asyncio.sleep(0.01)
+        destination = await rig.vmm.start_incoming(rig.spec("destination", source.shape))
         try:
             after = await Guest.connect(destination.agent_socket)
-            source_sink.frozen = True
             await move(source, destination)
             following.cancel()
             await before.close()
             await destination.run_vcpus(LICENCE)
             sink = Sink(base=source_sink.delivered())
-            await after.follow_output("numbers", 1, sink.delivered, sink.take)
-            assert (await after.wait_process("numbers")).code == 4
-            assert hashlib.sha256(source_sink.data + sink.data).hexdigest() == NUMBERS_SHA256
+            await after.follow_output("noise", 1, sink.delivered, sink.take)
+            assert (await after.wait_process("noise")).code == 4
+            digest = await output_of(after, "noise", 2)
+            assert hashlib.sha256(source_sink.data + sink.data).hexdigest() == digest.split()[0]
+            assert await after.write_input("cat", 0, b"before after", eof=True) == 12
+            assert await output_of(after, "cat") == "before after"
             moved = await after.info()
             assert (moved.boot_id, moved.machine_id) == (told.boot_id, told.machine_id)
             assert moved.uptime_ns > told.uptime_ns
             await after.close()
         finally:
             await destination.destroy()
+
+
+async def written(guest: Guest, process_id: str) -> int:
+    return next(one.stdout_offset for one in await guest.list_processes() if one.process_id == process_id)
 
 
 async def move(source, destination) -> None:
