@@ -25,6 +25,7 @@ import click
 from sandshift.cli.exits import EXIT_FAILED, EXIT_INTERRUPTED
 from sandshift.errors import Rejected, SandshiftError
 from sandshift.fleet.host import NAMESPACE_DEFAULT, Host
+from sandshift.identifiers import identifier
 
 T = TypeVar("T")
 Command = Callable[..., object]
@@ -163,12 +164,10 @@ def run(work: Coroutine[object, object, T]) -> T:
 
 def checked_name(option: str, value: str) -> str:
     """A name that follows containerd's rule for ids. Raises click.BadParameter, naming the option."""
-    from sandshift.session.ids import sandbox_id  # noqa: PLC0415
-
     try:
-        return sandbox_id(value)
+        return identifier("", value)
     except Rejected as error:
-        raise click.BadParameter(error.message.removeprefix("sandbox_id "), param_hint=option) from None
+        raise click.BadParameter(error.message.strip(), param_hint=option) from None
 
 
 def sandbox_argument(command: Command) -> Command:
