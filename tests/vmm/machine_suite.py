@@ -13,7 +13,7 @@ from typing import Protocol
 
 import pytest
 
-from sandshift.errors import AlreadyThere, Damaged, IllegalMove, Rejected, Unavailable
+from sandshift.errors import AlreadyThere, Damaged, IllegalMove, NotSupported, Rejected, Unavailable
 from sandshift.sandbox.shape import Device
 from sandshift.session.right_licence import licence_of
 from sandshift.vmm.machine import (
@@ -150,10 +150,16 @@ class MachineSuite:
             await machine.destroy()
 
     @pytest.fixture
+    def shared_memory(self) -> bool:
+        """Whether memory can be hashed; tests that do so say True. It costs."""
+        return False
+
+    @pytest.fixture
     async def running(
-        self, rig: Rig, ended: list[Machine]
+        self, rig: Rig, ended: list[Machine], shared_memory: bool
     ) -> AsyncIterator[tuple[Machine, Talk, MachineSpec]]:
         spec = rig.spec("source")
+        spec = replace(spec, shape=replace(spec.shape, shared_memory=shared_memory))
         machine = await rig.vmm.start_from_template(spec, rig.template)
         ended.append(machine)
         talk = await Talk.open(machine.agent_socket)
@@ -273,7 +279,8 @@ class MachineSuite:
 
     # --- moving
 
-    async def test_a_guest_moves_and_waits_to_be_started(self, pair: Pair) -> None:
+    @pytest.mark.parametrize("shared_memory", [True])
+    async def test_a_guest_moves_and_waits_to_be_started(self, pair: Pair, shared_memory: bool) -> None:
         before = await pair.talk.ask("ping")
         boot_id = await pair.talk.ask("id")
         await pair.to_pre_switchover()
@@ -306,7 +313,10 @@ class MachineSuite:
         assert info.ram_total_bytes >= pair.source.shape.memory_bytes
         assert info.ram_remaining_bytes == 0
 
-    async def test_memory_is_whole_though_the_guest_writes_all_the_time(self, rig: Rig, pair: Pair) -> None:
+    @pytest.mark.parametrize("shared_memory", [True])
+    async def test_memory_is_whole_though_the_guest_writes_all_the_time(
+        self, rig: Rig, pair: Pair, shared_memory: bool
+    ) -> None:
         assert await pair.talk.ask(rig.dirty_words) == "dirtying"
         await pair.begin(replace(FAST, downtime_limit_ms=500))
         await until(pair.said, "MIGRATION", "pre-switchover")
@@ -363,6 +373,22 @@ class MachineSuite:
             await pair.source.tune(replace(FAST, throttle_percent=120))
         with pytest.raises(Rejected, match="in a transfer that may not throttle"):
             await pair.source.tune(replace(FAST, throttle_percent=10, throttling=False))
+
+    async def test_memory_that_is_not_shared_is_not_hashed(
+        self, running: tuple[Machine, Talk, MachineSpec]
+    ) -> None:
+        machine, _, _ = running
+        await machine.stop_vcpus()
+        with pytest.raises(NotSupported, match="sandbox source: its memory is not shared"):
+            await machine.memory_digest()
+
+    @pytest.mark.parametrize("shared_memory", [True])
+    async def test_memory_of_a_running_guest_is_not_hashed(
+        self, running: tuple[Machine, Talk, MachineSpec], shared_memory: bool
+    ) -> None:
+        machine, _, _ = running
+        with pytest.raises(IllegalMove, match="sandbox source: it is running"):
+            await machine.memory_digest()
 
     # --- disks
 
