@@ -25,7 +25,7 @@ def commands() -> Iterator[tuple[str, click.Command]]:
                 found = command.get_command(context, inner)
                 assert found is not None
                 yield f"{name} {inner}", found
-        elif name != "demo":
+        else:
             yield name, command
 
 
