@@ -129,7 +129,7 @@ class Scene:
         state = ""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(within_s):
-                while (state := await self.shims[side].state()) not in states:
+                while (state := await self.shims[side].state()) not in states:  # noqa: ASYNC110 - another process's
                     await asyncio.sleep(LOOK_S)
                 return state
         raise Broken(
