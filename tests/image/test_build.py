@@ -14,7 +14,7 @@ import pytest
 
 from sandshift.errors import NoRoom, NotSupported, Unavailable
 from sandshift.image import base, build, own, store
-from sandshift.image.apt import Package, explain
+from sandshift.image.apt import Package, explain, without_hooks
 
 
 @pytest.mark.parametrize(
@@ -62,15 +62,31 @@ def test_other_distributions_are_refused_by_name(release):
             NotSupported,
             "Unable to locate package runc; the host's apt sources must be",
         ),
-        ("E: something new", Unavailable, "apt-get update failed: something new"),
-        ("", Unavailable, "apt-get update failed: no reason given"),
+        ("E: something new", Unavailable, "apt-get failed: something new"),
+        ("", Unavailable, "apt-get failed: no reason given"),
     ],
 )
 def test_what_apt_says_becomes_one_line_that_says_what_to_do(complaint, error, message):
-    raised = explain("apt-get update", complaint)
+    raised = explain("apt-get", complaint)
     assert type(raised) is error
     assert message in raised.message
     assert "\n" not in raised.message
+
+
+def test_the_hosts_proxies_are_used_and_its_hooks_are_not():
+    dumped = """Acquire::http::Proxy "http://proxy:3128";
+APT::Update::Post-Invoke "";
+APT::Update::Post-Invoke:: "rm -f /var/cache/apt/archives/*.deb || true";
+DPkg::Pre-Install-Pkgs:: "/usr/sbin/apt-listchanges";
+AptCli::Hooks::Search:: "/usr/lib/hook";
+Dir::Etc::parts "apt.conf.d";
+Dir::Etc::sourceparts "sources.list.d";"""
+    assert without_hooks(dumped).splitlines() == [
+        'Acquire::http::Proxy "http://proxy:3128";',
+        'Dir::Etc::sourceparts "sources.list.d";',
+        'Dir::Etc::main "/dev/null";',
+        'Dir::Etc::parts "/dev/null";',
+    ]
 
 
 def test_a_package_file_is_told_by_name_and_version():

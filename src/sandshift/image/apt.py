@@ -6,9 +6,10 @@ that nothing is installed, so apt names every package that is needed.
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -20,6 +21,13 @@ UPDATE_S: Final = 300.0
 DOWNLOAD_S: Final = 1800.0
 _QUERY_S: Final = 60.0
 _COMPLAINT_CHARS_MAX: Final = 300
+_HOOK: Final = re.compile(r"\S*(Invoke|Pre-Install-Pkgs|Hooks)|Dir::Etc::(main|parts)\b", re.IGNORECASE)
+_PROXIES: Final = ("http_proxy", "https_proxy", "no_proxy")
+_ENVIRONMENT: Final = {
+    "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+    "LC_ALL": "C.UTF-8",
+    "DEBIAN_FRONTEND": "noninteractive",
+}
 _URI_LINE: Final = re.compile(r"^'([^']+)' (\S+) (\d+)", re.MULTILINE)
 
 
@@ -71,10 +79,11 @@ class Apt:
             "Acquire::IndexTargets::deb::CNF::DefaultEnabled=false",
             "Acquire::Retries=2",
             "APT::Update::Error-Mode=any",
-            "APT::Update::Post-Invoke::=true",
         ]
         if sources is not None:
             self._options += [f"Dir::Etc::sourcelist={sources}", "Dir::Etc::sourceparts=/dev/null"]
+        self._configuration = root / "apt.conf"
+        self._configuration.write_text(without_hooks(self._execute(["apt-config", "dump"], _QUERY_S, {})))
 
     def update(self) -> None:
         """Fetch the archive's lists, as far as they have changed."""
@@ -105,17 +114,18 @@ class Apt:
     def _run(self, command: Sequence[str], bound_s: float, folder: Path | None = None) -> str:
         options = [word for option in self._options for word in ("-o", option)]
         line = [command[0], *options, *command[1:]]
-        environment = {
-            "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
-            "LC_ALL": "C.UTF-8",
-            "DEBIAN_FRONTEND": "noninteractive",
-        }
-        environment |= {key: value for key, value in _proxies().items() if value}
+        return self._execute(line, bound_s, {"APT_CONFIG": str(self._configuration)}, folder)
+
+    @staticmethod
+    def _execute(
+        command: Sequence[str], bound_s: float, variables: Mapping[str, str], folder: Path | None = None
+    ) -> str:
+        proxies = {name: value for name in _PROXIES if (value := os.environ.get(name))}
         try:
             done = subprocess.run(
-                line,
+                command,
                 cwd=folder,
-                env=environment,
+                env={**_ENVIRONMENT, **proxies, **variables},
                 capture_output=True,
                 text=True,
                 timeout=bound_s,
@@ -127,11 +137,20 @@ class Apt:
             ) from error
         except subprocess.TimeoutExpired as error:
             raise Unavailable(
-                f"{' '.join(command[:2])} did not end in {bound_s:.0f} s: check the network, then try again"
+                f"{command[0]} did not end in {bound_s:.0f} s: check the network, then try again"
             ) from error
         if done.returncode != 0:
-            raise explain(" ".join(command[:2]), done.stderr)
+            raise explain(command[0], done.stderr)
         return done.stdout
+
+
+def without_hooks(dumped: str) -> str:
+    """A configuration that is the host's, proxies and all, but runs none of its hooks. Pure.
+
+    Distributions hook programs into every update, and containers' images one that empties the host's package cache.
+    """
+    kept = [line for line in dumped.splitlines() if not _HOOK.match(line)]
+    return "\n".join([*kept, 'Dir::Etc::main "/dev/null";', 'Dir::Etc::parts "/dev/null";', ""])
 
 
 def explain(what: str, complaint: str) -> SandshiftError:
@@ -158,9 +177,3 @@ def explain(what: str, complaint: str) -> SandshiftError:
             f"guest image: the package archive cannot be reached, check network and apt sources: {said}"
         )
     return Unavailable(f"guest image: {what} failed: {said}")
-
-
-def _proxies() -> dict[str, str | None]:
-    import os  # noqa: PLC0415  (the one look at the environment)
-
-    return {key: os.environ.get(key) for key in ("http_proxy", "https_proxy", "no_proxy")}
