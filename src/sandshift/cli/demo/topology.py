@@ -23,6 +23,7 @@ from sandshift.net import Plan, Step
 
 NAMESPACE_PREFIX: Final = "sslab-"
 BRIDGE: Final = "br0"
+NETWORK: Final = "10.77.0.0"
 PREFIX_LENGTH: Final = 24
 HOST_A_ADDRESS: Final = "10.77.0.1"
 HOST_B_ADDRESS: Final = "10.77.0.2"
@@ -30,6 +31,11 @@ CLIENT_ADDRESS: Final = "10.77.0.9"
 GUEST_ADDRESS: Final = "10.77.0.50"
 GUEST_MAC: Final = "52:54:00:5a:00:50"
 """52:54:00 is QEMU's prefix of locally administered addresses."""
+
+CLIENT_WINDOW_SEGMENTS: Final = 100
+"""The client's initial congestion window. With the usual 10 it could not ask on after 50 ms of silence, a request every
+5 ms, and would then wait for its retransmission timer (200 ms) whatever the move does: it would measure TCP, not us.
+"""
 
 ConfigOverrides = Mapping[str, Mapping[str, object]]
 """Section -> key -> value of config.toml, over what the lab itself sets."""
@@ -115,6 +121,7 @@ class Topology:
                 "link set dev lo up",
                 f"address add {CLIENT_ADDRESS}/{PREFIX_LENGTH} dev vc",
                 "link set dev vc up",
+                f"route replace {NETWORK}/{PREFIX_LENGTH} dev vc src {CLIENT_ADDRESS} initcwnd {CLIENT_WINDOW_SEGMENTS}",
             ),
             self.switch_namespace: _plan(
                 "link set dev lo up",
