@@ -30,20 +30,24 @@ class Set:
     """In recoveries the destination's VM refuses every start: they go back from HELD wherever the source can run."""
     channel_survives: bool = False
     """A new shim process may find the channel where its VM process kept it."""
+    channel_repeats: bool = False
+    """A frame may come again after it was read."""
 
     @property
     def name(self) -> str:
         extra = ", going back" * self.going_back + ", channel may survive a crash" * self.channel_survives
+        extra += ", channel may repeat frames" * self.channel_repeats
         return f"crashes {self.bounds.crashes}, deaths {self.bounds.deaths}, refusals {self.bounds.refusals}{extra}"
 
     def world(self) -> World:
         faults = Faults(self.bounds.cost, channel_survives_crash=self.channel_survives)
-        return World(self.bounds, Rules(faults))
+        return World(self.bounds, Rules(faults), channel_repeats=self.channel_repeats)
 
 
 FIRST = (Set(Bounds(0, 0, 0)), Set(Bounds(1, 0, 1)), Set(Bounds(0, 1, 0)))
 ALL = (
     *FIRST,
+    Set(Bounds(0, 0, 1), channel_repeats=True),
     Set(Bounds(1, 0, 1), channel_survives=True),
     Set(Bounds(1, 1, 0), going_back=True),
     Set(Bounds(2, 0, 1)),
@@ -142,6 +146,7 @@ def _report(
                 **one.bounds._asdict(),
                 "going_back": one.going_back,
                 "channel_survives_crash": one.channel_survives,
+                "channel_repeats": one.channel_repeats,
                 "unread_frames_per_direction": UNREAD_MAX,
                 "calls": "unlimited",
                 "states": found.states,

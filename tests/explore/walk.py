@@ -55,7 +55,7 @@ def replay(seed: int) -> Walked:
 def _new_world(deaths: int) -> tuple[World, list[Rescuer]]:
     bounds = BOUNDS._replace(deaths=deaths)
     rules = Rules(Faults(bounds.cost, handle, channel_survives_crash=True))
-    world = World(bounds, rules, unread_max=UNREAD_MAX)
+    world = World(bounds, rules, unread_max=UNREAD_MAX, channel_repeats=True)
     return world, [Rescuer(world, cut=False), Rescuer(world, cut=True)]
 
 

@@ -94,6 +94,8 @@ class World:
     bounds: Bounds
     rules: Rules
     unread_max: int = UNREAD_MAX
+    channel_repeats: bool = False
+    """A frame may come again after it was read."""
     locals: tuple[list[Local], list[Local]] = field(default_factory=lambda: ([], []))
     labels: list[str] = field(default_factory=list)
     queues: list[tuple[int, ...]] = field(default_factory=list)
@@ -413,6 +415,10 @@ class World:
             for outcome in self.shims[me].outcomes(local, event, flow):
                 if outcome.cost.within(left):
                     yield self._move(me, text, event, outcome, left, pops)
+                    if pops and self.channel_repeats:
+                        yield self._move(
+                            me, f"{text}, which will come again", event, outcome, left, pops=False
+                        )
         if left.crashes:
             for outcome in self.shims[me].crash(local, flow):
                 if outcome.cost.within(left):
