@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from sandshift.errors import NoRoom, NotSupported, Unavailable
-from sandshift.image import base, build, own, store
+from sandshift.image import base, build, distribution, own, store
 from sandshift.image.apt import Package, explain, without_hooks
 
 
@@ -27,7 +27,7 @@ from sandshift.image.apt import Package, explain, without_hooks
     ],
 )
 def test_supported_distributions(release, expected):
-    assert build.supported_distribution(release) == expected
+    assert distribution.supported_distribution(release) == expected
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_other_distributions_are_refused_by_name(release):
     with pytest.raises(
         NotSupported, match=r"is not supported: build it on Debian 12 or 13, or Ubuntu 25.04"
     ) as raised:
-        build.supported_distribution(release)
+        distribution.supported_distribution(release)
     assert release.get("PRETTY_NAME", "unknown") in raised.value.message
 
 

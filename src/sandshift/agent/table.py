@@ -6,7 +6,8 @@ import contextlib
 import os
 from typing import Final
 
-from sandshift.agent.process import OutputRoom, OutputStream, Process, ProcessPlan
+from sandshift.agent.process import Process, ProcessPlan
+from sandshift.agent.streams import OutputRoom, OutputStream
 from ttrpc import Code, StatusError
 
 PROCESSES_MAX: Final = 1024

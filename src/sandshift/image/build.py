@@ -10,10 +10,8 @@ import errno
 import hashlib
 import json
 import os
-import platform
 import shutil
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -22,34 +20,26 @@ import msgspec
 import sandshift
 from sandshift.errors import NoRoom, NotSupported, Rejected, Unavailable
 from sandshift.image import base, initramfs, own, store
-from sandshift.image.apt import Apt, Package
+from sandshift.image.distribution import BASE, Base, Progress, prepared
 from sandshift.image.modules import OPTIONAL, WANTED, KernelTree
 from sandshift.image.store import GuestImage
 
-_BUILDER_FILES: Final = ("base.py", "build.py", "cpio.py", "initramfs.py", "modules.py", "own.py")
-ROOM_BYTES: Final = 600 << 20
-"""What a build needs on the cache's file system."""
+_BUILDER_FILES: Final = (
+    "base.py",
+    "build.py",
+    "cpio.py",
+    "distribution.py",
+    "initramfs.py",
+    "modules.py",
+    "own.py",
+)
 KERNEL_COMMAND_LINE: Final = (
     "quiet console=ttyS0 reboot=t panic=-1 mitigations=off nokaslr cryptomgr.notests audit=0 no_timer_check"
 )
 """For start-up speed (reference: measured 0.3 s under TCG). The guest is one sandbox's alone: its kernel guards no
 neighbour, the VM does."""
 AGENT: Final = ("/usr/bin/python3", "-S", "-s", "-E", "-P", f"/{own.START_SCRIPT}")
-BASE: Final = "base.json"
-BASES_MAX: Final = 2
 _ROOT_UUID: Final = "5a4d5348-1f7e-4000-8000-726f6f740001"
-_DEBIAN: Final = {"12", "13"}
-_UBUNTU_FROM: Final = (25, 4)
-
-Progress = Callable[[str], None]
-
-
-class Base(msgspec.Struct, frozen=True, kw_only=True):
-    """base.json: the distribution's part, unpacked and compiled, kept for the next build."""
-
-    distribution: str
-    packages: tuple[str, ...]
-    kernel_packages: tuple[str, ...]
 
 
 def find(cache_dir: Path) -> GuestImage | None:
@@ -97,7 +87,7 @@ def build(
 
 def _build(cache_dir: Path, *, refresh: bool, sources: Path | None, progress: Progress) -> GuestImage:
     files = own.files()
-    folder = _base(cache_dir, refresh=refresh, sources=sources, progress=progress)
+    folder = prepared(cache_dir, refresh=refresh, sources=sources, progress=progress)
     described = msgspec.json.decode((folder / BASE).read_bytes(), type=Base)
     recipe = _recipe(described, own.digest(files))
     if (made := store.load(store.images_folder(cache_dir) / recipe[:32])) is not None:
@@ -186,109 +176,6 @@ def pack_erofs(root: Path, image: Path) -> None:
         raise Unavailable(f"guest image: mkfs.erofs failed: {said}")
 
 
-def _base(cache_dir: Path, *, refresh: bool, sources: Path | None, progress: Progress) -> Path:
-    """The folder of the distribution's part; made if it is not there."""
-    distribution = supported_distribution(platform.freedesktop_os_release())
-    bases = store.images_folder(cache_dir) / ".bases"
-    for folder in _bases(bases) if not refresh else []:
-        described = msgspec.json.decode((folder / BASE).read_bytes(), type=Base)
-        if folder.name == _base_key(described) and described.distribution == distribution:
-            return folder
-    _check_room(cache_dir)
-    progress("asking the package archive")
-    apt = Apt(store.images_folder(cache_dir) / ".apt", sources=sources)
-    apt.update()
-    packages = apt.resolve(base.PACKAGES)
-    kernel_packages = _kernel_packages(apt, distribution.split()[0])
-    described = Base(
-        distribution=distribution,
-        packages=tuple(str(package) for package in packages),
-        kernel_packages=tuple(str(package) for package in kernel_packages),
-    )
-    key = _base_key(described)
-    if (bases / key / BASE).is_file():
-        os.utime(bases / key / BASE)
-        return bases / key
-    with store.workshop(cache_dir) as work:
-        return _make_base(
-            apt,
-            work,
-            bases / key,
-            described=described,
-            packages=packages,
-            kernel_packages=kernel_packages,
-            progress=progress,
-        )
-
-
-def _base_key(described: Base) -> str:
-    return hashlib.sha256(_file_digest("base.py").encode() + msgspec.json.encode(described)).hexdigest()[:32]
-
-
-def _make_base(
-    apt: Apt,
-    work: Path,
-    place: Path,
-    *,
-    described: Base,
-    packages: list[Package],
-    kernel_packages: list[Package],
-    progress: Progress,
-) -> Path:
-    megabytes = sum(package.size_bytes for package in (*packages, *kernel_packages)) // 1_000_000
-    progress(f"fetching {len(packages) + len(kernel_packages)} packages, {megabytes} MB")
-    apt.download([package.name for package in packages], work / "packages")
-    apt.download([package.name for package in kernel_packages], work / "kernel-packages")
-    progress("unpacking")
-    made = work / "base"
-    made.mkdir()
-    base.unpack(sorted((work / "packages").iterdir()), made / "root")
-    base.unpack_kernel(sorted((work / "kernel-packages").iterdir()), made / "kernel")
-    progress("compiling Python's library")
-    base.compile_python(made / "root", f"usr/lib/python{base.python_version(made / 'root')}")
-    (made / BASE).write_bytes(msgspec.json.encode(described))
-    place.parent.mkdir(exist_ok=True)
-    if place.exists():
-        shutil.rmtree(place)
-    made.rename(place)
-    for old in _bases(place.parent)[BASES_MAX:]:
-        shutil.rmtree(old, ignore_errors=True)
-    return place
-
-
-def _bases(folder: Path) -> list[Path]:
-    """The folders of the bases that are there, the latest first."""
-    described = sorted(folder.glob(f"*/{BASE}"), key=lambda path: path.stat().st_mtime, reverse=True)
-    return [path.parent for path in described]
-
-
-def _kernel_packages(apt: Apt, distribution_id: str) -> list[Package]:
-    """The kernel that the distribution's meta package names, and its modules where they are a package of their own."""
-    meta = base.KERNEL_PACKAGES[distribution_id]
-    image = next((name for name in apt.dependencies(meta) if name.startswith("linux-image-")), None)
-    if image is None:
-        raise NotSupported(f"guest image: {meta} names no kernel")
-    modules = [name for name in apt.dependencies(image) if name.startswith("linux-modules-")]
-    return apt.resolve_alone([image, *modules])
-
-
-def supported_distribution(release: dict[str, str]) -> str:
-    """Name and version from os-release. Pure.
-
-    Raises:
-        NotSupported: names what it is and what is supported.
-    """
-    name, version = release.get("ID", "unknown"), release.get("VERSION_ID", "")
-    if name == "debian" and version in _DEBIAN:
-        return f"{name} {version}"
-    numbers = tuple(int(part) for part in version.split(".") if part.isdigit())
-    if name == "ubuntu" and numbers >= _UBUNTU_FROM:
-        return f"{name} {version}"
-    raise NotSupported(
-        f"guest image: {release.get('PRETTY_NAME', name)} is not supported: build it on Debian 12 or 13, or Ubuntu 25.04 or newer"
-    )
-
-
 def _check_tools() -> None:
     missing = [
         (tool, package)
@@ -299,14 +186,6 @@ def _check_tools() -> None:
         tools, packages = (" and ".join(words) for words in zip(*missing, strict=True))
         raise NotSupported(
             f"guest image: {tools} not found: apt-get install {packages.replace(' and ', ' ')}"
-        )
-
-
-def _check_room(cache_dir: Path) -> None:
-    free = shutil.disk_usage(store.images_folder(cache_dir)).free
-    if free < ROOM_BYTES:
-        raise NoRoom(
-            f"guest image: {cache_dir} has {free >> 20} MiB free and {ROOM_BYTES >> 20} are needed: free some, or set places.cache_dir"
         )
 
 
