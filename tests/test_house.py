@@ -62,6 +62,7 @@ def of_git() -> list[str]:
         return []
 
 
+@cache
 def text_of(name: str) -> str:
     try:
         return (ROOT / name).read_text(encoding="utf-8")
