@@ -200,6 +200,11 @@ class Precopy:
         self.tuning, self._rule = tuning, rule
         return Decision(self._progress(stats), rule, said, tune=tuning)
 
+    def over(self, now_s: float) -> End | None:
+        """Which limit has passed, before QEMU has anything to say."""
+        end = self._end(now_s)
+        return end[1] if end else None
+
     def on_blackout(self, now_s: float) -> None:
         """The guest has stopped. From now on the transfer is not tuned, and a threshold counts what has passed."""
         self._blackout_since_s = now_s

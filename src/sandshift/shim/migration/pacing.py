@@ -59,6 +59,12 @@ class Pacer:
             raise StopSending(decision.end)
         return decision.progress, self._tuned(decision.tune)
 
+    def in_setup(self, now_s: float) -> None:
+        """The two VMs have not agreed yet: only the limits count. Raises StopSending if one has passed."""
+        if (end := self._precopy.over(now_s)) is not None:
+            self.said.append(end.message)
+            raise StopSending(end)
+
     def _note(self, stats: TransferStats, now_s: float) -> None:
         self.bytes_transferred = stats.bytes_transferred
         self.passes[stats.pass_number] = PassReport(

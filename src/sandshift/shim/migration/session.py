@@ -49,7 +49,7 @@ from sandshift.session.right_model import (
     restored_party,
 )
 from sandshift.session.right_model import Record as RightRecord
-from sandshift.session.statement import Cell, Seal, Statement
+from sandshift.session.statement import Ask, Cell, Seal, Statement
 from sandshift.session.states import Call, Standing, State
 from sandshift.shim.migration.channel import Channel
 from sandshift.vmm.machine import Machine
@@ -143,6 +143,9 @@ class Session:
         self.warnings: list[str] = []
         self.heard = asyncio.Event()
         """A frame of the peer has come."""
+        self._last_word: Statement | None = None
+        """The peer's RUNNING, once it has come over the channel: as good as its receipt, for it is never taken back. A
+        destination of revision 2691 is done with its session, and its channel, as soon as it runs."""
         self._host = host
         self._now_us = now_us
         self._events: deque[tuple[RightEvent, asyncio.Future[None]]] = deque()
@@ -178,7 +181,7 @@ class Session:
 
         Raises what the protocol replies; Rejected for a receipt that is not the peer's of this session.
         """
-        opened = self.open_receipt(receipt) if receipt else None
+        opened = self.open_receipt(receipt) if receipt else self._last_word
         if opened is not None and not self._host.believes(opened):
             await self.feed(TransferFailed(MEMORY_DIFFERS))
         await self._answered(CallMade(call, opened))
@@ -353,6 +356,8 @@ class Session:
             self.channel.refuse(error.message)
             return
         self.heard.set()
+        if statement.cell is Cell.RUNNING:
+            self._last_word = replace(statement, ask=Ask.NOTHING, ask_number=0, answers=0)
         if not self._host.believes(statement):
             self.feed_soon(TransferFailed(MEMORY_DIFFERS))
         self.feed_soon(FrameRead(statement))

@@ -135,6 +135,8 @@ class Source(SessionSide):
     async def _look(self, machine: Machine, pacer: Pacer) -> None:
         """Ask how far QEMU is, tell it, and let the rules act."""
         info = await machine.migration_info()
+        if info.status is MigrationStatus.SETUP:
+            pacer.in_setup(time.monotonic())
         if info.status not in (
             MigrationStatus.ACTIVE,
             MigrationStatus.DEVICE,
