@@ -278,7 +278,7 @@ class FakeProcess:
             self._source_goes_on(MigrationStatus.CANCELLED, "")
         except (OSError, EOFError, PeerProtocolError) as error:
             stream.shut_down()
-            self._source_goes_on(MigrationStatus.FAILED, f"Unable to use the channel: {error or 'it ended'}")
+            self._source_goes_on(MigrationStatus.FAILED, f"Unable to use the channel: {str(error) or 'Broken pipe'}")
         except _Refused as error:
             stream.shut_down()
             self._source_goes_on(MigrationStatus.FAILED, str(error))
@@ -343,7 +343,7 @@ class FakeProcess:
             stream.shut_down()
         except (OSError, EOFError, PeerProtocolError, _Refused) as error:
             stream.shut_down()
-            now.error = f"load of migration failed: {error or 'the channel ended'}"
+            now.error = f"load of migration failed: {str(error) or 'Input/output error'}"
             now.ended_s = self._now_s()
             if self.alive:
                 self._become(MigrationStatus.FAILED)
