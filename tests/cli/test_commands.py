@@ -69,6 +69,16 @@ def test_a_run_that_fails_leaves_nothing(sandshift: Sandshift, farm: Farm, call:
     assert farm.world.shims == {}
 
 
+def test_a_run_on_a_host_that_cannot_run_sandboxes_leaves_nothing(sandshift: Sandshift, farm: Farm) -> None:
+    refusal = ttrpc.StatusError(
+        ttrpc.Code.FAILED_PRECONDITION, "this host cannot run sandboxes: qemu: is not installed"
+    )
+    farm.world.fail("a StartSandbox", refusal)
+    ended = sandshift("run", "--config", farm.config("a"), "--id", SANDBOX)
+    assert ended.stderr == "sandshift: this host cannot run sandboxes: qemu: is not installed\n"
+    assert farm.world.shims == {}
+
+
 def test_stop_ends_sandboxes_and_goes_on_after_one_that_is_not_there(
     sandshift: Sandshift, farm: Farm
 ) -> None:

@@ -83,29 +83,29 @@ async def launch(host: Host, wish: Wish) -> Shim:
     """
     await refuse_if_taken(host, wish.namespace, wish.sandbox_id)
     shim: Shim | None = None
+    ours = False
     try:
         await start_shim(host, wish.namespace, wish.sandbox_id)
         shim = await connect(host, wish.namespace, wish.sandbox_id)
-        await _create_and_start(shim, wish)
-    except (AlreadyThere, IllegalMove):
+        await _create(shim, wish)
+        ours = True
+        start = sandbox_pb2.StartSandboxRequest(sandbox_id=wish.sandbox_id)
+        await shim.said(shim.sandbox.start_sandbox(start, timeout_s=START_S))
+    except BaseException as error:
         if shim is not None:
             await shim.close()
-        raise  # somebody was faster with the same id: it is not ours to remove
-    except BaseException:
-        if shim is not None:
-            await shim.close()
-        await end_shim(host, wish.namespace, wish.sandbox_id)
+        # Refused before it was created: somebody was faster with the same id, and it is not ours to remove.
+        if ours or not isinstance(error, AlreadyThere | IllegalMove):
+            await end_shim(host, wish.namespace, wish.sandbox_id)
         raise
     return shim
 
 
-async def _create_and_start(shim: Shim, wish: Wish) -> None:
+async def _create(shim: Shim, wish: Wish) -> None:
     options = AnyMessage()
     options.Pack(wish.options())
     create = sandbox_pb2.CreateSandboxRequest(sandbox_id=wish.sandbox_id, options=options)
     await shim.said(shim.sandbox.create_sandbox(create, timeout_s=CREATE_S))
-    start = sandbox_pb2.StartSandboxRequest(sandbox_id=wish.sandbox_id)
-    await shim.said(shim.sandbox.start_sandbox(start, timeout_s=START_S))
 
 
 async def run_process(
