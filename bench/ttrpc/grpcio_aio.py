@@ -61,7 +61,8 @@ async def client(kind: str, path: str, seconds: float) -> None:
             return unary(request, timeout=TIMEOUT_S)
 
         def stream(messages: int, size: int) -> AsyncIterator[Any]:
-            return aiter(streaming(UInt64Value(value=messages << 32 | size)))
+            messages_of: AsyncIterator[Any] = aiter(streaming(UInt64Value(value=messages << 32 | size)))
+            return messages_of
 
         await measure(kind, seconds, call, stream)
 
