@@ -107,7 +107,6 @@ async def test_without_privilege_the_error_says_so(namespace):
         "-c",
         script,
         stdout=asyncio.subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": "src"},
     )
     said, _ = await process.communicate()
     assert said.decode().strip() == (
