@@ -45,7 +45,7 @@ class Lines:
 
 
 class Drawn:
-    """Steps with a spinner, and a bar for the memory that is left."""
+    """Steps with a spinner, and how the transfer goes."""
 
     def __init__(self, bar: Bar) -> None:
         self._bar = bar
@@ -53,24 +53,23 @@ class Drawn:
         self._transfer: TaskID | None = None
 
     def step(self, text: str) -> None:
-        if self._step is not None:
-            self._bar.update(self._step, completed=1, total=1)
+        self.finish()
         self._transfer = None
-        self._step = self._bar.add_task(text, total=None, note="")
+        self._step = self._bar.add_task(text, total=None)
 
     def update(self, update: Update) -> None:
-        if self._step is None or update.progress is None:
+        if update.progress is None:
             return
         if self._transfer is None:
-            self._transfer = self._bar.add_task(
-                "  memory", total=update.progress.bytes_total or None, note=""
-            )
+            self._transfer = self._bar.add_task("", total=update.progress.bytes_total or None)
         done = update.progress.bytes_total - update.progress.bytes_remaining
-        self._bar.update(self._transfer, completed=done, note=progress_note(update.progress))
+        self._bar.update(self._transfer, completed=done, description=f"  {progress_note(update.progress)}")
 
     def finish(self) -> None:
-        if self._step is not None:
-            self._bar.update(self._step, completed=1, total=1)
+        """What was begun is done."""
+        for task in (self._step, self._transfer):
+            if task is not None:
+                self._bar.update(task, completed=1, total=1)
 
 
 def progress_note(progress: Progress) -> str:
@@ -88,15 +87,13 @@ def showing(*, drawn: bool) -> Iterator[Show]:
         yield Lines()
         return
     from rich.console import Console  # noqa: PLC0415 - 18 ms that only a terminal pays for
-    from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn  # noqa: PLC0415
     from rich.progress import Progress as Bar  # noqa: PLC0415
+    from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn  # noqa: PLC0415
 
     columns = (
         SpinnerColumn(finished_text="[green]✓[/]"),
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=20),
         TimeElapsedColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.description}"),
     )
     with Bar(*columns, console=Console(stderr=True), refresh_per_second=5) as bar:
         show = Drawn(bar)
