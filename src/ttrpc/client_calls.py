@@ -158,7 +158,7 @@ class ClientCalls:
         self.forget(call, StatusError(Code.RESOURCE_EXHAUSTED, "the stream was not read: its buffer is full"))
 
     def receive(self, frames: list[Frame]) -> list[ClientCall]:
-        """Take frames as they came; the calls that changed, in order, possibly more than once."""
+        """Take frames as they came; the calls that changed, in order, one possibly more than once."""
         changed: list[ClientCall] = []
         open_calls = self.open
         for stream_id, kind, flags, data in frames:
@@ -173,7 +173,9 @@ class ClientCalls:
                 self._end(call, oversized(int.from_bytes(data), self.message_bytes_max))
             else:
                 continue
-            changed.append(call)
+            # A burst on one stream is one change: it is read as a whole.
+            if not changed or changed[-1] is not call:
+                changed.append(call)
         return changed
 
     def _response(self, call: ClientCall, data: Bytes) -> None:
