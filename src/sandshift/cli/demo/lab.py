@@ -107,10 +107,7 @@ async def open_lab(
     Raises:
         Rejected: not root. NotSupported: no `ip`. Unavailable: a leftover does not end.
     """
-    if os.geteuid() != 0:
-        raise Rejected(
-            "two hosts on one machine are network namespaces, which only root can make: run it as root"
-        )
+    require_root()
     topology, folder, lock = await _uninterrupted_claim(labs_folder)
     try:
         await _make_network(topology)
@@ -119,8 +116,18 @@ async def open_lab(
         host_b = _make_host(topology.host_b, folder, places, overrides)
         yield Lab(topology, folder, host_a, host_b, overrides or {})
     finally:
-        os.close(lock)
-        await asyncio.shield(asyncio.to_thread(_take_down, topology, folder))
+        try:
+            await asyncio.shield(asyncio.to_thread(_take_down, topology, folder))
+        finally:
+            os.close(lock)
+
+
+def require_root() -> None:
+    """Raises Rejected for everybody else."""
+    if os.geteuid() != 0:
+        raise Rejected(
+            "two hosts on one machine are network namespaces, which only root can make: run it as root"
+        )
 
 
 async def _uninterrupted_claim(labs_folder: Path) -> tuple[Topology, Path, int]:

@@ -14,7 +14,7 @@ from typing import Final
 
 from sandshift.cli.demo.capture import Seen, capturing
 from sandshift.cli.demo.client import CounterClient, ask_service
-from sandshift.cli.demo.lab import Lab, LabHost, open_lab
+from sandshift.cli.demo.lab import Lab, LabHost, open_lab, require_root
 from sandshift.cli.demo.proof import (
     Control,
     Evidence,
@@ -105,7 +105,8 @@ class Demo:
         return figures(evidence)
 
     def check_machine(self) -> None:
-        """What the lab does not check itself."""
+        """What would only be found out after the image was built."""
+        require_root()
         if not TUN.exists():
             raise NotSupported(
                 f"this machine has no {TUN}: load it with 'modprobe tun', or give the device to the container"
