@@ -70,6 +70,7 @@ FAST: Final = (
     *CHECK,
     Stage("go-program", (sys.executable, "-m", "tests.interop.toolchain"), bound_s=600),
     pytest_stage("tests", "-m", "not vm and not full", bound_s=600),
+    Stage("fuzz", (sys.executable, "-m", "tests.fuzz.ttrpc", "--inputs", "3000"), bound_s=300),
 )
 DEFAULT: Final = (
     *FAST,
