@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 import os
 import socket
@@ -331,8 +330,6 @@ async def connect(
         if connected.family == socket.AF_UNIX:
             await loop.create_unix_connection(lambda: connection, sock=connected)
         else:
-            with contextlib.suppress(OSError):
-                connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             await loop.create_connection(lambda: connection, sock=connected)
     except BaseException:
         connected.close()
