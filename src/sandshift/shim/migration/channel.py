@@ -95,6 +95,8 @@ class Channel:
             return
         try:
             for one in self._reader.feed(data):
+                if self.lost:
+                    return  # What follows a frame that was refused is not looked at.
                 self._on_frame(one)
         except PeerProtocolError as error:
             self._lose(error.message)
@@ -112,6 +114,8 @@ class Channel:
 
     def cut(self) -> None:
         """End the connection for everybody who holds a copy, the VM processes too: a transfer that is to be ended."""
+        if self.lost:
+            return  # The number may be another's by now.
         with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self._descriptor)) as held:
             held.shutdown(socket.SHUT_RDWR)
         self.close()

@@ -270,12 +270,13 @@ class Desk:
 
     # Notifications
 
-    async def notifications(self, session_id: str) -> AsyncIterator[Entry]:
+    async def notifications(self, session_id: str) -> AsyncIterator[tuple[Side, Entry]]:
+        """With the side that told them: a slow reader may outlive the session."""
         check(Call.NOTIFICATIONS, self.standing, session_id)
         active = self.require_active()
         active.head_was_seen()
         async for entry in self._subscribed(active.session.entries()):
-            yield entry
+            yield active.session.side, entry
 
     async def transfer_2691(
         self, session_id: str, timeout_s: float, deadline_s: float

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import socket
@@ -94,6 +95,11 @@ class Destination(SessionSide):
     blackout: Blackout | None = None
     _task_arrived: asyncio.Task[None] | None = None
 
+    @functools.cached_property
+    def _described(self) -> asyncio.Event:
+        """The handover record is here, whatever else the source said before."""
+        return asyncio.Event()
+
     async def prepare(self) -> None:
         """Make the stopped VM, waiting for the stream."""
         await self.sandbox.prepare_incoming(self.model, self.shape)
@@ -115,14 +121,21 @@ class Destination(SessionSide):
             while not self.session.transfer.done.done():
                 event = await events.next(POLL_S)
                 if event is None:
-                    if self.session.transfer.arrived.is_set() and (
-                        why := patience.is_over(time.monotonic(), self.deadline_s)
-                    ):
+                    if why := self._patience_is_over(patience):
                         await self.fail(*why)
                 else:
                     await self._on_event(machine, event)
         finally:
             events.close()
+
+    def _patience_is_over(self, patience: Patience) -> tuple[Outcome, str] | None:
+        """Before the first byte only the deadline counts, from TransferSandbox on: the source may be called much later."""
+        channel, transfer = self.session.channel, self.session.transfer
+        if not transfer.started or channel is None or channel.lost:
+            return None
+        if not transfer.arrived.is_set():
+            return patience.deadline_is_over(time.monotonic() - self._began_s, self.deadline_s)
+        return patience.is_over(time.monotonic(), self.deadline_s)
 
     async def _on_event(self, machine: Machine, event: MachineEvent) -> None:
         if event.name == "DEAD":
@@ -163,7 +176,7 @@ class Destination(SessionSide):
     async def _source_agrees(self) -> bool:
         try:
             async with asyncio.timeout(self.bounds.handover_frame_s):
-                await self.session.heard.wait()
+                await self._described.wait()
         except TimeoutError:
             await self.fail(Outcome.PEER_LOST, "the source's digest of the guest's memory did not come")
             return False
@@ -181,6 +194,7 @@ class Destination(SessionSide):
             except DecodeError:
                 log.warning("the source's handover record cannot be read")
                 return False
+            self._described.set()
             self._heard_at_us = self.sandbox.clock_us()
             if self.session.channel is not None and not self.session.channel.lost:
                 self._round_trip_us = tcp_info(self.session.channel.descriptor, TCP_RTT, TCP_RTT_AT) or 0
@@ -312,10 +326,15 @@ class Patience:
         received = received_bytes(self._descriptor)
         if received is None or received != self._received:
             self._received, self._moved_at_s = received if received is not None else -1, now_s
-        if now_s - self._began_s > deadline_s:
-            return Outcome.DEADLINE, f"the transfer was not over within {deadline_s:g} s"
+        if over := self.deadline_is_over(now_s - self._began_s, deadline_s):
+            return over
         if received is not None and now_s - self._moved_at_s > self._stall_s:
             return Outcome.STALL, f"no byte came for {self._stall_s:g} s"
+        return None
+
+    def deadline_is_over(self, lasted_s: float, deadline_s: float) -> tuple[Outcome, str] | None:
+        if lasted_s > deadline_s:
+            return Outcome.DEADLINE, f"the transfer was not over within {deadline_s:g} s"
         return None
 
 
@@ -325,12 +344,12 @@ def received_bytes(descriptor: int) -> int | None:
 
 
 def tcp_info(descriptor: int, field: struct.Struct, offset: int) -> int | None:
-    """One field of a TCP connection's TCP_INFO; None for what is no TCP connection."""
-    with socket.socket(fileno=os.dup(descriptor)) as held:
-        try:
+    """One field of a TCP connection's TCP_INFO; None for what is no TCP connection, or is closed."""
+    try:
+        with socket.socket(fileno=os.dup(descriptor)) as held:
             info = held.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, offset + field.size)
-        except OSError:
-            return None
+    except OSError:
+        return None
     if len(info) < offset + field.size:
         return None
     value: int = field.unpack_from(info, offset)[0]

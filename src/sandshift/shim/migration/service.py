@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
-from sandshift.errors import Rejected
+from sandshift.errors import Defect, Rejected
 from sandshift.session import descriptor as descriptors
 from sandshift.session.options import duration_s
 from sandshift.session.record import Stream2691, to_response
 from sandshift.session.states import Action
 from sandshift.wire.migration import messages_pb2 as m
 from sandshift.wire.migration import service_ttrpc
+from ttrpc import Code, StatusError
 
 if TYPE_CHECKING:
     import ttrpc
@@ -54,7 +55,11 @@ class MigrationService(service_ttrpc.MigrationService):
     async def transfer_sandbox(
         self, request: m.TransferSandboxRequest, context: ttrpc.CallContext
     ) -> m.TransferSandboxResponse:
-        await self._desk.transfer(request.session_id, *_bounds(request))
+        try:
+            await self._desk.transfer(request.session_id, *_bounds(request))
+        except Defect as error:
+            # Elsewhere what nobody foresaw is UNKNOWN; of a transfer the contract (4.7) says INTERNAL.
+            raise StatusError(Code.INTERNAL, error.message) from error
         return m.TransferSandboxResponse()
 
     async def transfer_sandbox_2691(
@@ -82,8 +87,8 @@ class MigrationService(service_ttrpc.MigrationService):
     async def notifications(
         self, request: m.NotificationsRequest, context: ttrpc.CallContext
     ) -> AsyncIterator[m.NotificationsResponse]:
-        async for entry in self._desk.notifications(request.session_id):
-            yield to_response(entry, self._desk.standing.side)  # type: ignore[arg-type]
+        async for side, entry in self._desk.notifications(request.session_id):
+            yield to_response(entry, side)
 
     async def cancel(self, request: m.CancelRequest, context: ttrpc.CallContext) -> m.CancelResponse:
         await self._desk.cancel(request.session_id)

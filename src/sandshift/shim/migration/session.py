@@ -141,8 +141,6 @@ class Session:
         self.used_head_only_calls = False
         """A call or shape of revision head was seen: its client ends the session with Cleanup."""
         self.warnings: list[str] = []
-        self.heard = asyncio.Event()
-        """A frame of the peer has come."""
         self._last_word: Statement | None = None
         """The peer's RUNNING, once it has come over the channel: as good as its receipt, for it is never taken back. A
         destination of revision 2691 is done with its session, and its channel, as soon as it runs."""
@@ -355,7 +353,6 @@ class Session:
             assert self.channel is not None
             self.channel.refuse(error.message)
             return
-        self.heard.set()
         if statement.cell is Cell.RUNNING:
             self._last_word = replace(statement, ask=Ask.NOTHING, ask_number=0, answers=0)
         if not self._host.believes(statement):

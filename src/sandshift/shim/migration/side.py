@@ -203,10 +203,13 @@ class SessionSide(ABC):
         """The transfer has not come to a good end: the protocol first, then who waits."""
         if self.session.state in (State.CANCELLING, State.CANCELLED):
             outcome, message = Outcome.CANCELLED, "the migration was cancelled"
-        elif self.sandbox.machine is not None and not self.sandbox.machine.alive:
-            await self.session.feed(VmDied(message))
         else:
-            await self.session.feed(TransferFailed(message))
+            dead = self.sandbox.machine is not None and not self.sandbox.machine.alive
+            try:
+                await self.session.feed(VmDied(message) if dead else TransferFailed(message))
+            except SandshiftError as error:
+                # The disk is full, say: nothing has changed, the call is refused and can be repeated. Who waits must hear.
+                log.error("session %s: %s", self.session.session_id, error)  # noqa: TRY400 - it says all
         self.end_transfer(outcome, message)
 
     def end_transfer(self, outcome: Outcome, message: str) -> None:

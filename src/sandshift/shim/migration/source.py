@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
 from dataclasses import replace
@@ -45,6 +46,11 @@ class Source(SessionSide):
     _completed_at_us = 0
     _task_follow: asyncio.Task[None] | None = None
 
+    @functools.cached_property
+    def _sending(self) -> asyncio.Lock:
+        """Held while a transfer is being begun: QEMU says nothing of it until it has."""
+        return asyncio.Lock()
+
     @property
     def moved_to(self) -> str:
         """Where the guest went: session and destination, as far as the channel tells."""
@@ -71,7 +77,10 @@ class Source(SessionSide):
             if anew:
                 security = ChannelSecurity(self.books.session_key if self.books.encrypted else b"")
                 assert self.session.channel is not None
-                await machine.migrate_out(self.session.channel.descriptor, security, pacer.settings)
+                async with self._sending:
+                    if self.session.state is not State.TRANSFERRING:
+                        return  # Cancelled before a byte went: nothing may go now.
+                    await machine.migrate_out(self.session.channel.descriptor, security, pacer.settings)
             else:
                 await self._on_status(machine, pacer, (await machine.migration_info()).status)
             while not self.session.transfer.done.done():
@@ -221,7 +230,8 @@ class Source(SessionSide):
         machine = self.sandbox.machine
         if machine is None or not machine.alive or self.session.channel is None:
             return None
-        before = (await machine.migration_info()).status
+        async with self._sending:  # Else a transfer would begin after this look, and go on.
+            before = (await machine.migration_info()).status
         if before in (MigrationStatus.NONE, MigrationStatus.FAILED, MigrationStatus.CANCELLED):
             return None
         if before is not MigrationStatus.COMPLETED:

@@ -1,0 +1,133 @@
+"""Every transfer ends, and whoever waits for it hears how: a full disk, a slow disk, a Cancel at the wrong moment."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+import ttrpc
+from sandshift.config import Limits
+from sandshift.errors import Unavailable
+from sandshift.session.right_model import Record
+from sandshift.shim.migration.source import Source
+from sandshift.vmm.machine import ChannelSecurity, MigrationStatus, TransferSettings
+from sandshift.wire.migration import messages_pb2 as m
+from sandshift.wire.migration import options_pb2 as o
+from tests.shim.house import TwoHosts, two_hosts
+
+RESUME = 2
+
+
+@pytest.fixture
+async def hosts(tmp_path: Path) -> AsyncIterator[TwoHosts]:
+    async with two_hosts(tmp_path) as both:
+        yield both
+
+
+def source_of(hosts: TwoHosts) -> Source:
+    assert hosts.source.server is not None
+    active = hosts.source.server.desk.active
+    assert isinstance(active, Source)
+    return active
+
+
+async def test_a_transfer_that_fails_on_a_full_disk_still_ends(hosts: TwoHosts) -> None:
+    await hosts.prepare()
+    hosts.source.process.faults.fail_out = "no more pages"
+    books = source_of(hosts).books
+    write = books.write_records
+
+    async def full_for_failures(records: list[Record]) -> None:
+        if records[-1].reason:
+            raise Unavailable("session cannot be written: No space left on device")
+        await write(records)
+
+    books.write_records = full_for_failures  # type: ignore[method-assign]
+    await hosts.connect()
+    with pytest.raises(ttrpc.StatusError, match="no more pages") as told:
+        await hosts.s.migration.transfer_sandbox(
+            m.TransferSandboxRequest(session_id=hosts.session), timeout_s=5
+        )
+    assert told.value.code is ttrpc.Code.UNAVAILABLE
+    books.write_records = write  # type: ignore[method-assign]
+    await hosts.s.finalize(hosts.session, RESUME)
+    assert hosts.runners() == ["source"]
+
+
+async def test_equal_memory_is_no_data_loss_when_the_source_s_disk_is_slow(hosts: TwoHosts) -> None:
+    await hosts.prepare(o.InitializeOptions(memory_transport=1, checksum_verification=True))
+    books = source_of(hosts).books
+    write = books.write_records
+
+    async def slowly(records: list[Record]) -> None:
+        if records[-1].handover:
+            await asyncio.sleep(0.2)  # The disk's time, not the test's.
+        await write(records)
+
+    books.write_records = slowly  # type: ignore[method-assign]
+    await hosts.connect()
+    await hosts.transfer()
+    await hosts.d.finalize(hosts.session, RESUME)
+    assert hosts.runners() == ["destination"]
+
+
+async def test_a_cancel_while_the_transfer_is_being_begun_leaves_no_transfer_behind(hosts: TwoHosts) -> None:
+    await hosts.prepare()
+    machine = source_of(hosts).machine
+    assert machine is not None
+    begin = machine.migrate_out
+    beginning, go_on = asyncio.Event(), asyncio.Event()
+
+    async def begin_slowly(fd: int, security: ChannelSecurity, settings: TransferSettings) -> None:
+        beginning.set()
+        await go_on.wait()
+        await begin(fd, security, settings)
+
+    machine.migrate_out = begin_slowly  # type: ignore[method-assign]
+    await hosts.connect()
+    request = m.TransferSandboxRequest(session_id=hosts.session)
+    moving = asyncio.create_task(hosts.s.migration.transfer_sandbox(request, timeout_s=10))
+    await beginning.wait()
+    cancelling = asyncio.create_task(
+        hosts.s.migration.cancel(m.CancelRequest(session_id=hosts.session), timeout_s=10)
+    )
+    while source_of(hosts).session.state.value == "Transferring":
+        await asyncio.sleep(0)
+    go_on.set()
+    await cancelling
+    with pytest.raises(ttrpc.StatusError) as told:
+        await moving
+    assert told.value.code is ttrpc.Code.CANCELLED
+    assert hosts.source.process.transfer_status in (MigrationStatus.NONE, MigrationStatus.CANCELLED)
+    assert hosts.runners() == ["source"]
+
+
+async def test_a_destination_to_which_nothing_ever_comes_ends_at_its_deadline(tmp_path: Path) -> None:
+    async with two_hosts(tmp_path, Limits(transfer_deadline_s=0.4)) as hosts:
+        await hosts.prepare()
+        await hosts.connect()
+        request = m.TransferSandboxRequest(session_id=hosts.session)
+        with pytest.raises(ttrpc.StatusError, match=r"within 0\.4 s") as told:
+            await hosts.d.migration.transfer_sandbox(request, timeout_s=5)
+        assert told.value.code is ttrpc.Code.DEADLINE_EXCEEDED
+        assert (await hosts.d.status()).session.state == "Failed"
+
+
+async def test_a_defect_of_ours_ends_the_transfer_with_internal(hosts: TwoHosts) -> None:
+    await hosts.prepare()
+    machine = source_of(hosts).machine
+    assert machine is not None
+
+    async def defect(*_what: object) -> None:
+        raise KeyError("secret")
+
+    machine.migrate_out = defect  # type: ignore[method-assign]
+    await hosts.connect()
+    request = m.TransferSandboxRequest(session_id=hosts.session)
+    with pytest.raises(ttrpc.StatusError, match="KeyError") as told:
+        await hosts.s.migration.transfer_sandbox(request, timeout_s=5)
+    assert told.value.code is ttrpc.Code.INTERNAL
+    assert "secret" not in told.value.message
