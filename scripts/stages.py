@@ -74,11 +74,11 @@ FAST: Final = (
 )
 DEFAULT: Final = (
     *FAST,
-    pytest_stage("vm-tests", "-m", "vm and not full", bound_s=1500),
+    pytest_stage("vm-tests", "-m", "vm and not full", bound_s=1800),
 )
 FULL: Final = (
     pytest_stage("full-tests", "-m", "full", bound_s=2400),
-    Stage("explore", (sys.executable, "-m", "tests.explore"), bound_s=900),
+    Stage("explore", (sys.executable, "-m", "tests.explore"), bound_s=1500),
 )
 CONTAINERD: Final = (pytest_stage("containerd", "tests/containerd", bound_s=1800),)
 LEVELS: Final = {"check": CHECK, "fast": FAST, "default": DEFAULT, "full": FULL, "containerd": CONTAINERD}
