@@ -278,7 +278,9 @@ class FakeProcess:
             self._source_goes_on(MigrationStatus.CANCELLED, "")
         except (OSError, EOFError, PeerProtocolError) as error:
             stream.shut_down()
-            self._source_goes_on(MigrationStatus.FAILED, f"Unable to use the channel: {str(error) or 'Broken pipe'}")
+            self._source_goes_on(
+                MigrationStatus.FAILED, f"Unable to use the channel: {str(error) or 'Broken pipe'}"
+            )
         except _Refused as error:
             stream.shut_down()
             self._source_goes_on(MigrationStatus.FAILED, str(error))
