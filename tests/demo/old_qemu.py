@@ -25,7 +25,7 @@ class UnpackedQemu:
 def unpacked_qemu_72() -> UnpackedQemu:
     """Fetched and unpacked once per machine; skips the test where it cannot be had."""
     if platform.freedesktop_os_release().get("VERSION_CODENAME") != SUITE:
-        pytest.skip(f"QEMU 7.2 is in Debian {SUITE} only")
+        pytest.skip(f"optional: QEMU 7.2 is in Debian {SUITE} only")
     folder = Path(tempfile.gettempdir()) / "sandshift-test-qemu-7.2"
     if not (folder / "complete").exists():
         _fetch(folder)
@@ -57,7 +57,7 @@ def _fetch(folder: Path) -> None:
             text=True,
         ).stdout
     except (OSError, subprocess.SubprocessError) as error:
-        pytest.skip(f"QEMU 7.2 cannot be had here: {error}")
+        pytest.skip(f"optional: QEMU 7.2 cannot be had here: {error}")
     if "version 7.2" not in said:
-        pytest.skip(f"the archive's QEMU of {SUITE} is {said.splitlines()[0]!r}")
+        pytest.skip(f"optional: the archive's QEMU of {SUITE} is {said.splitlines()[0]!r}")
     (folder / "complete").touch()

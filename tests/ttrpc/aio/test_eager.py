@@ -13,7 +13,7 @@ from ttrpc.aio import eager
 from ttrpc.aio.eager import FirstStep, start_eagerly
 
 variable = contextvars.ContextVar("variable", default=0)
-ONLY_OURS = pytest.mark.skipif(eager.HAS_EAGER_START, reason="asyncio does it itself from 3.12 on")
+ONLY_OURS = pytest.mark.skipif(eager.HAS_EAGER_START, reason="optional: asyncio does it itself from 3.12 on")
 
 
 async def started(make: Callable[[], Coroutine[Any, Any, None]]) -> asyncio.Task[None] | None:
