@@ -6,7 +6,7 @@ its suite cannot be wrong together.
 
 from __future__ import annotations
 
-from sandshift.conformance import cells
+from sandshift.conformance import bounds, cells, older_clients, promises
 from sandshift.conformance.cases import CASES
 
-__all__ = ["CASES", "cells"]
+__all__ = ["CASES", "bounds", "cells", "older_clients", "promises"]

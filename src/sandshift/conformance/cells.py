@@ -32,6 +32,8 @@ from sandshift.conformance.table import CELLS, COLUMNS, STATES, sides_of
 from sandshift.wire.migration import options_pb2 as o
 
 SOURCE_CONTAINER: Final = "io.microsoft.migration.source-container-id"
+REFUSAL_S: Final = 5.0
+"""How long a TransferSandbox may take to be refused, or to say that all is over."""
 PENDING_S: Final = 0.05
 """A call that has not been answered for so long waits."""
 AFTER: Final = {
@@ -75,7 +77,7 @@ async def call(scene: Scene, column: str, side: Side) -> Answer:
         case "CreateDuplicateSocket":
             return await _give_socket(scene, side)
         case "Transfer":
-            return await shim.transfer(session)
+            return await shim.transfer(session, within_s=REFUSAL_S)
         case "Finalize back":
             return await shim.finalize(session, BACK[side])
         case "Finalize SRC STOP":

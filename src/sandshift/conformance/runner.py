@@ -59,8 +59,9 @@ def select(pattern: str = "") -> list[Case]:
 class Suite:
     """Runs on one target. Between two cases the shims are wound back by calls, or replaced."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, *, case_s: float = CASE_S) -> None:
         self._target = target
+        self._case_s = case_s
         self._clean = True
 
     async def run(self, cases: Iterable[Case], told: Callable[[Verdict], None] = lambda _: None) -> Result:
@@ -70,6 +71,10 @@ class Suite:
             result.verdicts.append(verdict)
             told(verdict)
         return result
+
+    def distrust(self) -> None:
+        """Take fresh shims for the next case, whatever became of the last."""
+        self._clean = False
 
     async def try_case(self, case: Case) -> Verdict:
         began_s = time.monotonic()
@@ -93,18 +98,18 @@ class Suite:
             return FAILED, f"the shims cannot be reached: {error}"
         outcome, reason = PASSED, ""
         try:
-            async with asyncio.timeout(CASE_S):
+            async with asyncio.timeout(self._case_s):
                 await case.work(scene)
         except Skipped as why:
             outcome, reason = SKIPPED, str(why)
         except Broken as broken:
             outcome, reason = FAILED, str(broken)
         except TimeoutError:
-            outcome, reason = FAILED, f"not over within {CASE_S:g} s"
+            outcome, reason = FAILED, f"not over within {self._case_s:g} s"
         except ttrpc.StatusError as error:
             outcome, reason = FAILED, f"a call outside the contract's reach failed: {error}"
         finally:
-            self._clean = await scene.close()
+            self._clean = await scene.close(within_s=self._case_s)
         if outcome == PASSED and not self._clean and not case.moves:
             return FAILED, "afterwards the shims could not be wound back by Finalize and Cleanup"
         return outcome, reason

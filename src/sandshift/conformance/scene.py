@@ -178,15 +178,22 @@ class Scene:
             return
         await self.connected(flowing=False)
         self.begin(self.src.transfer(self.session))
+        await self.drip_until_transferring(side)
+
+    async def drip_until_transferring(self, side: Side) -> None:
+        """Let the first bytes of the stream pass, and no more, while both sides transfer."""
         assert self.relay is not None
+        state = ""
         for drip in range(DRIPS_MAX):
-            if (state := await self.dst.state()) not in ("SocketReady", "SocketWaiting"):
+            if (state := await self.shims[side].state()) not in ("SocketReady", "SocketWaiting"):
                 break
             self.relay.drip(DRIP_BYTES << min(drip // DRIPS_ALIKE, DRIP_DOUBLINGS_MAX))
             await asyncio.sleep(LOOK_S)
         self.relay.hold()
         if state != "Transferring":
-            raise Broken(f"the DST became {state} while only a part of the stream had been let through")
+            raise Broken(
+                f"the {side.value} became {state} while only a part of the stream had been let through"
+            )
 
     async def _reach_transfercompleted(self, _side: Side) -> None:
         await self.transferred()
@@ -207,10 +214,11 @@ class Scene:
 
     # The end
 
-    async def close(self) -> bool:
+    async def close(self, within_s: float) -> bool:
         """Wind both sides back by public calls. False if they are not as they were: fresh ones are needed."""
         try:
-            return await self._wind_back()
+            async with asyncio.timeout(within_s):
+                return await self._wind_back()
         except (ttrpc.StatusError, Broken, OSError, TimeoutError):
             return False
         finally:
