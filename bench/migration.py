@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import sys
+from pathlib import Path
 from typing import Any
 
 from bench._bare_mover import Bare
@@ -22,7 +23,9 @@ from bench._migration_figures import Pair, load_figures, table
 from bench._movers import Mover, Ours, measure
 from sandshift.cli.demo.lab import Lab, open_lab
 from sandshift.cli.demo.workload import Workload
+from sandshift.config import Places
 from sandshift.errors import SandshiftError
+from sandshift.image import build
 
 PAIRS_DEFAULT = 15
 MEMORY_BYTES = 256 << 20
@@ -35,6 +38,7 @@ LOADS = {
 async def main(pairs: int, loads: list[str]) -> dict[str, Any]:
     """All pairs of all loads; the JSON that the issue describes."""
     made: dict[str, Any] = {"pairs": pairs, "machine": machine()}
+    await asyncio.to_thread(build.build, Path(Places().cache_dir))
     async with open_lab(overrides={"vm": {"memory_mib": MEMORY_BYTES >> 20}}) as lab:
         await measure(Ours(MEMORY_BYTES), lab, LOADS["idle"])  # builds the template, fills the caches
         for load in loads:
