@@ -230,6 +230,7 @@ class Desk:
         await active.session.force(expected)
 
     async def cancel(self, session_id: str) -> None:
+        self._refuse_while_cancelling(Call.CANCEL, session_id)
         bound_s = self.sandbox.config.migration.limits.cancel_s
         try:
             async with asyncio.timeout(bound_s):
