@@ -71,6 +71,7 @@ FAST: Final = (
     Stage("go-program", (sys.executable, "-m", "tests.interop.toolchain"), bound_s=600),
     pytest_stage("tests", "-m", "not vm and not full", bound_s=600),
     Stage("fuzz", (sys.executable, "-m", "tests.fuzz.ttrpc", "--inputs", "3000"), bound_s=300),
+    Stage("sim", (sys.executable, "-m", "tests.sim", "--seconds", "10"), bound_s=120),
 )
 DEFAULT: Final = (
     *FAST,
@@ -78,6 +79,7 @@ DEFAULT: Final = (
 )
 FULL: Final = (
     pytest_stage("full-tests", "-m", "full", bound_s=2400),
+    Stage("sim", (sys.executable, "-m", "tests.sim", "--seconds", "120"), bound_s=400),
     Stage("explore", (sys.executable, "-m", "tests.explore"), bound_s=1500),
 )
 CONTAINERD: Final = (pytest_stage("containerd", "tests/containerd", bound_s=1800),)
