@@ -11,6 +11,23 @@ STEPS_OF_A_MOVE = 1500
 """About how many turns of the loop a move takes; a fault comes at one of them,"""
 SECONDS_OF_A_MOVE = 1.2
 """or at a moment: so the many things that happen at one moment are cut apart too."""
+STEPS_OF_A_CALL = 120
+"""Or so many turns after one of these calls has been made: where the right to run passes on, and around it."""
+CALLS = (
+    "TransferSandbox on the source",
+    "TransferSandbox on the destination",
+    "FinalizeSandbox(RESUME) on the destination",
+    "FinalizeSandbox(RESUME) on the destination",
+    "FinalizeSandbox(RESUME) on the destination",
+    "FinalizeSandbox(STOP) on the source",
+    "FinalizeSandbox(STOP) on the source",
+    "FinalizeSandbox(RESUME) on the source",
+    "FinalizeSandbox(STOP) on the destination",
+    "Cancel on the source",
+    "Cancel on the destination",
+    "Cleanup on the source",
+    "Cleanup on the destination",
+)
 STALLS_S = (0.05, 1.0, 6.0, 40.0)
 RESTARTS_S = (0.0, 0.01, 0.2, 3.0)
 
@@ -48,9 +65,13 @@ WEIGHTS = {
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One thing that goes wrong. It comes at `at_step` of the loop if that is not zero, else at `at_s`."""
+    """One thing that goes wrong.
+
+    It comes at `at_step` of the loop, counted from the first `at_call` if there is one; with no step, at `at_s`.
+    """
 
     kind: Kind
+    at_call: str
     at_step: int
     at_s: float
     after_s: float
@@ -72,8 +93,13 @@ def choose(random: Random) -> list[Fault]:
 
 
 def _fault(random: Random, kind: Kind) -> Fault:
-    at_step = random.randrange(1, STEPS_OF_A_MOVE) if random.random() < 0.5 else 0
+    at_call, at_step = "", 0
+    match random.choices(("call", "step", "moment"), (3, 2, 2))[0]:
+        case "call":
+            at_call, at_step = random.choice(CALLS), random.randrange(1, STEPS_OF_A_CALL)
+        case "step":
+            at_step = random.randrange(1, STEPS_OF_A_MOVE)
     at_s = random.uniform(0, SECONDS_OF_A_MOVE)
     stalls = kind in (Kind.STALL, Kind.VM_STALL)
     after_s = random.choice(STALLS_S) if stalls else random.choice((-1.0, *RESTARTS_S))
-    return Fault(kind, at_step, at_s, after_s, random.getrandbits(16))
+    return Fault(kind, at_call, at_step, at_s, after_s, random.getrandbits(16))

@@ -16,12 +16,13 @@ from sandshift.fleet.request import Migration
 from sandshift.fleet.result import MigrationResult
 from sandshift.fleet.resume import migrate_or_resume
 from sandshift.fleet.saga import Outcome
+from sandshift.session.right import handle
 from sandshift.wire.migration import messages_pb2 as m
 from tests.shim.house import NAMESPACE, SANDBOX
 from tests.sim.faults import Fault, Kind, choose
 from tests.sim.hosts import SimHost
 from tests.sim.loop import EPOCH_S, SimLoop, Stuck, owned_by
-from tests.sim.stage import Stage, clear
+from tests.sim.stage import Handle, Stage, clear
 
 SESSION = "session-1"
 NEXT_SESSION = "session-2"
@@ -57,14 +58,19 @@ class History:
         )
 
 
-def run(seed: int) -> History:
-    """Run the history of `seed`. The same seed gives the same story."""
+def run(seed: int, *, protocol: Handle = handle) -> History:
+    """Run the history of `seed`. The same seed gives the same story.
+
+    Args:
+        seed: chooses all that there is to choose.
+        protocol: what decides instead of `session.right.handle`: with a guard dropped, to see that it is noticed.
+    """
     random = Random(seed)
     history = History(seed, choose(random))
     folder = Path(tempfile.mkdtemp(prefix="sim-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
     loop = SimLoop()
     loop.set_exception_handler(lambda _loop, _context: None)
-    stage = Stage(folder, random, loop)
+    stage = Stage(folder, random, loop, protocol)
     gc_was_on = gc.isenabled()
     if not gc.get_freeze_count():
         gc.collect()
@@ -98,27 +104,31 @@ class _Play:
         self._stage = stage
         self._history = history
         self._random = stage.random
-        self._pending = list(history.faults)
+        self._waiting = [fault for fault in history.faults if fault.at_call]
+        self._due_at: list[tuple[int, Fault]] = []
         self._coordinators: dict[str, asyncio.Task[Any]] = {}
         self._lost_on: set[str] = set()
         self._lost_for = ""
         """Why the guest may be gone: a VM was killed that had the right to run, or may have had it."""
         self._began_s = 0.0
-        self._first_step = 0
         self._receipts: list[bytes] = []
         self._strangers: set[asyncio.Task[Any]] = set()
 
     async def all(self) -> None:
         stage = self._stage
         await self._boot()
-        self._began_s, self._first_step = stage.loop.time(), stage.loop.sim.steps
+        self._began_s = stage.loop.time()
         stage.loop.sim.before_step = self._due
-        for fault in self._pending:
+        stage.on_call = self._called
+        for fault in self._history.faults:
             if not fault.at_step:
                 stage.loop.call_at(self._began_s + fault.at_s, self._strike, fault)
+            elif not fault.at_call:
+                self._due_at.append((stage.loop.sim.steps + fault.at_step, fault))
         self._start_coordinator()
         await self._until_quiet()
         stage.loop.sim.before_step = lambda: None
+        stage.on_call = lambda _step: None
         if not stage.witness.violations:
             await self._recover()
 
@@ -135,14 +145,18 @@ class _Play:
 
     def _due(self) -> None:
         """Before every turn of the loop."""
-        step = self._stage.loop.sim.steps - self._first_step
-        for fault in [fault for fault in self._pending if 0 < fault.at_step <= step]:
+        now = self._stage.loop.sim.steps
+        for at, fault in [due for due in self._due_at if due[0] <= now]:
+            self._due_at.remove((at, fault))
             self._strike(fault)
 
+    def _called(self, step: str) -> None:
+        """Somebody makes a call: the faults that wait for it are due soon."""
+        for fault in [fault for fault in self._waiting if fault.at_call == step]:
+            self._waiting.remove(fault)
+            self._due_at.append((self._stage.loop.sim.steps + fault.at_step, fault))
+
     def _strike(self, fault: Fault) -> None:
-        if fault not in self._pending:
-            return
-        self._pending.remove(fault)
         stage = self._stage
         with owned_by("world"):
             match fault.kind:
@@ -319,7 +333,6 @@ class _Play:
                 await asyncio.sleep(0.5)
             else:
                 break
-        self._pending.clear()
 
     # The end
 
@@ -353,6 +366,7 @@ class _Play:
         elif result is not None and result.outcome not in {
             Outcome.CRASHED,
             Outcome.UNDECIDED,
+            Outcome.REFUSED,
             *(_ENDS_ON[host] for host in self._lost_on),
         }:
             wrong.append(f"said {result.outcome.name}, but nobody runs the guest ({self._lost_for})")

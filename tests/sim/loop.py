@@ -17,6 +17,7 @@ import os
 import selectors
 import socket
 import sys
+import warnings
 from collections.abc import Callable, Generator
 from typing import Any, Final
 
@@ -160,7 +161,9 @@ class SimLoop(asyncio.SelectorEventLoop):
             lambda _what: None,
         )  # a `finally` that waits is no news here
         logging.disable()
-        gc.collect()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            gc.collect()
         logging.disable(logging.NOTSET)
         sys.unraisablehook = hook
         asyncio._set_running_loop(None)

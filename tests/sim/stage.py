@@ -13,7 +13,7 @@ import secrets
 import shutil
 import time
 import uuid
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -23,24 +23,28 @@ from sandshift.fleet import calls, shim_client
 from sandshift.fleet.calls import Calls
 from sandshift.fleet.channel import Channel
 from sandshift.fleet.host import Host
-from sandshift.fleet.saga import Step
+from sandshift.fleet.saga import Step as SagaStep
+from sandshift.session.right import Party, RightEvent, Step
 from sandshift.shim import sandbox as shim_sandbox
+from sandshift.shim.migration import session as shim_session
 from sandshift.vmm.fake_process import FakeProcess
 from tests.sim.channel import Wire
 from tests.sim.hosts import InlineDisk, SimHost, own_processes
 from tests.sim.loop import EPOCH_S, OWNER, SimLoop, owned_by
 from tests.sim.witness import Witness
 
+Handle = Callable[[Party, RightEvent], tuple[Party, tuple[Step, ...]]]
 MESSAGE_SHOWN_CHARACTERS = 160
 
 
 class Stage:
     """Two hosts, the wires between them, the witness and the story."""
 
-    def __init__(self, folder: Path, random: Random, loop: SimLoop) -> None:
+    def __init__(self, folder: Path, random: Random, loop: SimLoop, protocol: Handle) -> None:
         self.folder = folder
         self.random = random
         self.loop = loop
+        self.protocol = protocol
         self.story: list[str] = []
         self.witness = Witness()
         self.source = SimHost(folder, "source", random, self.tell)
@@ -49,6 +53,8 @@ class Stage:
         self.held: dict[str, list[Channel]] = {}
         """The ends of wires that a coordinator has in its hands."""
         self.defects: list[str] = []
+        self.on_call: Callable[[str], None] = lambda _step: None
+        """Told of every call that a coordinator makes."""
         self.latency_s = random.choice((0.0, 0.0005, 0.005, 0.05))
         self.wire_delay_s = random.choice((0.0, 0.0002, 0.002, 0.02))
 
@@ -132,6 +138,7 @@ class Stage:
             (shim_client, "delete_shim", self.delete_shim),
             (shim_client.Shim, "said", _slow(shim_client.Shim.said, self)),
             (Calls, "make", _told(Calls.make, self)),
+            (shim_session, "handle", self.protocol),
             (shim_sandbox, "Disk", lambda: InlineDisk(chance)),
         ]
         processes = [(FakeProcess, name, instead) for name, instead in own_processes(self.saw).items()]
@@ -183,9 +190,10 @@ def _slow(said: Any, stage: Stage) -> Any:
 
 
 def _told(make: Any, stage: Stage) -> Any:
-    async def call(self: Calls, step: Step, **more: Any) -> None:
+    async def call(self: Calls, step: SagaStep, **more: Any) -> None:
         who = OWNER.get()
         stage.tell(f"{who}: {step}")
+        stage.on_call(str(step))
         try:
             await make(self, step, **more)
         except BaseException as error:
