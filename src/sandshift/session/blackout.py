@@ -4,15 +4,15 @@ The guest stops by the source's clock and runs again by the destination's. Subtr
 the blackout plus the difference of the clocks, which may be seconds. So the blackout is added up of pieces that each
 host measured by itself:
 
-    source: stop ............. record made     (`stopped_for_us`, in the handover record)
-    wire:              record made .. heard    (not seen by any clock)
-    destination:                      heard ............. runs again
+    source:      stop ....................... completed     (`stopped_for_us`, in the handover record)
+    destination:                     loaded ............................ runs again
 
-What no clock sees is the way of the first frame. By then neither VM process has anything left to do (with return-path
-on, the source's completes only when the destination's has loaded everything), so the frame is read as it comes, and
-its way is estimated as half a round trip. The error is at most that half and what is said beside it. A record that was
-not heard as a frame (carried as a receipt over a dead channel) has been on its way for no known time: then the stamps
-of both clocks are all there is, the result says so, and its error is not known.
+The two pieces meet at one moment: with return-path on, the source's VM process completes when the destination's has
+said that everything is loaded, half a round trip later, and so much is counted twice and taken off again. The error is
+at most that half and what is said beside it. When and how the handover record itself came over does not count: before
+it is sent it is written to the source's disk, and a destination that hashes its memory reads it only afterwards.
+Without one of the pieces (a shim that was not there when its VM process completed) the stamps of both clocks are all
+there is, the result says so, and its error is not known.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from typing import Final
 
 SCHEDULING_US: Final = 2_000
-"""How late a frame that has come may be read by a busy event loop; part of the error, not of the estimate."""
+"""How late a busy source may see that the destination has loaded everything; part of the error, not of the estimate."""
 WAY_US_MAX: Final = 5_000_000
-"""A frame that took longer than it may wait (limits.handover_frame_s) was not read as it came."""
+"""No way is longer than this: a round trip that says so was measured on a connection that stood still."""
 
 
 class Method(enum.Enum):
@@ -54,15 +54,15 @@ class SourceSays:
     stopped_at_us: int
     """QEMU's STOP, by the source's clock since the epoch."""
     stopped_for_us: int
-    """How long ago that was when the record was made."""
+    """How long ago that was when the source's VM process had completed."""
 
 
 @dataclass(frozen=True, slots=True)
 class DestinationSaw:
     """By the destination's clock since the epoch, microseconds; 0: not seen."""
 
-    heard_at_us: int
-    """The first frame with the record was read; 0 where it came as a receipt."""
+    loaded_at_us: int
+    """QEMU's MIGRATION completed."""
     resumed_at_us: int
     """QEMU's RESUME."""
     round_trip_us: int = 0
@@ -73,24 +73,25 @@ def measure(source: SourceSays, destination: DestinationSaw) -> Blackout:
     """The blackout, as well as it can be known."""
     if not destination.resumed_at_us:
         return Blackout(0, None, Method.UNKNOWN)
-    here_us = destination.resumed_at_us - destination.heard_at_us
-    if destination.heard_at_us and source.stopped_for_us and here_us >= 0:
+    here_us = destination.resumed_at_us - destination.loaded_at_us
+    if destination.loaded_at_us and source.stopped_for_us and here_us >= 0:
         way_us = min(destination.round_trip_us // 2, WAY_US_MAX)
-        return Blackout(source.stopped_for_us + way_us + here_us, way_us + SCHEDULING_US, Method.PIECES)
+        lasted_us = max(0, source.stopped_for_us - way_us) + here_us
+        return Blackout(lasted_us, way_us + SCHEDULING_US, Method.PIECES)
     if source.stopped_at_us:
         return Blackout(max(0, destination.resumed_at_us - source.stopped_at_us), None, Method.CLOCKS)
-    return Blackout(max(0, here_us) if destination.heard_at_us else 0, None, Method.UNKNOWN)
+    return Blackout(max(0, here_us) if destination.loaded_at_us else 0, None, Method.UNKNOWN)
 
 
 def clock_skew_us(source: SourceSays, destination: DestinationSaw) -> int | None:
-    """How far the destination's clock is ahead of the source's, microseconds; None if the record was not heard.
+    """How far the destination's clock is ahead of the source's, microseconds; None if one of them did not see its VM complete.
 
-    The frame carries the source's time of its making (stop plus duration); it was heard half a round trip later.
+    The record carries the source's time of that (stop plus duration); the destination's was half a round trip earlier.
     """
-    if not (destination.heard_at_us and source.stopped_at_us):
+    if not (destination.loaded_at_us and source.stopped_at_us and source.stopped_for_us):
         return None
-    said_at_us = source.stopped_at_us + source.stopped_for_us
-    return destination.heard_at_us - destination.round_trip_us // 2 - said_at_us
+    completed_at_us = source.stopped_at_us + source.stopped_for_us
+    return destination.loaded_at_us + destination.round_trip_us // 2 - completed_at_us
 
 
 def skew_warning(skew_us: int | None, *, most_us: int = 1_000_000) -> str:

@@ -112,6 +112,16 @@ class Processes:
             bases.setdefault(process_id, {})[stream] = base
         return bases
 
+    def offsets_on_disk(self) -> dict[tuple[str, int], int]:
+        """(process id, stream) -> first byte not delivered, by the files that a former shim of this sandbox left."""
+        return {
+            (process_id, stream): base
+            + (self._folder / NAME_PATTERN.format(process_id=process_id, stream=stream, base=base))
+            .stat()
+            .st_size
+            for process_id, stream, base in files_in(self._folder)
+        }
+
     def follow(self, guest: Guest) -> None:
         """Follow every process through `guest` from where its files end."""
         self._guest = guest

@@ -53,6 +53,11 @@ def _take_description(sandbox: LiveSandbox, document: Mapping[str, object]) -> N
     sandbox.created_at_ns = int(str(document["created_at_ns"]))
     sandbox.started_from = str(document["started_from"])
     sandbox.boot_id = str(document["boot_id"])
+    sandbox.exit_code = int(str(document.get("exit_code", 0)))
+    sandbox.exited_at_ns = int(str(document.get("exited_at_ns", 0)))
+    sandbox.moved_to = str(document.get("moved_to", ""))
+    if sandbox.life is Life.STOPPED:
+        sandbox.ended.set()
     wish = document["wish"]
     assert isinstance(wish, dict)
     sandbox.wish = Wish(**{**wish, "nameservers": tuple(wish["nameservers"])})

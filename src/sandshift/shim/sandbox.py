@@ -90,6 +90,7 @@ class LiveSandbox:
         """A session's, while one is open: then the protocol says what a dead VM means."""
         self.booter = Booter(places, parts)
         self._task_watch: asyncio.Task[None] | None = None
+        self._starting = asyncio.Lock()
 
     # Creation and start
 
@@ -108,6 +109,12 @@ class LiveSandbox:
         """Boot the VM (from a template where one fits), make the guest itself, and follow it."""
         if self.life in (Life.AWAITING, Life.READY):
             return
+        async with self._starting:
+            await self._start()
+
+    async def _start(self) -> None:
+        if self.life is Life.READY:
+            return  # The same call came twice.
         if self.life is not Life.CREATED:
             raise IllegalMove(
                 f"sandbox {self.sandbox_id} is {self.life.value}: create it before it is started"
@@ -186,6 +193,7 @@ class LiveSandbox:
         await self._tear_down()
         await self.processes.end_all(Exit(EXIT_MIGRATED, time.time_ns()))
         self.life = Life.AWAITING
+        await self._save()
 
     # The end
 
@@ -214,6 +222,10 @@ class LiveSandbox:
         self.exited_at_ns = time.time_ns()
         await self.processes.end_all(Exit(exit_code, self.exited_at_ns))
         self.ended.set()
+        try:
+            await self._save()
+        except Unavailable as error:
+            log.warning("sandbox %s has ended; a later shim will not know how: %s", self.sandbox_id, error)
 
     async def _machine_ended(self, machine: Machine) -> None:
         async for event in machine.events():
@@ -279,6 +291,9 @@ class LiveSandbox:
             "created_at_ns": self.created_at_ns,
             "started_from": self.started_from,
             "boot_id": self.boot_id,
+            "exit_code": self.exit_code,
+            "exited_at_ns": self.exited_at_ns,
+            "moved_to": self.moved_to,
             "wish": asdict(self.wish),
         }
         make_folder(self.places.state_dir)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Final
 
-from sandshift.errors import NotFound, Rejected
+from sandshift.errors import NotFound, Rejected, SandshiftError
 from sandshift.sandbox import codec
 from sandshift.session.ids import container_id, shown
 from sandshift.session.statement import Cell
@@ -15,6 +15,7 @@ from sandshift.shim.migration.views import session_report, session_status
 from sandshift.shim.output import STREAMS
 from sandshift.shim.sandbox import Life, LiveSandbox
 from sandshift.shim.sandbox_service import stamp_ns
+from sandshift.vmm.machine import RunState
 from sandshift.wire.sandshift import shim_pb2, shim_ttrpc
 
 if TYPE_CHECKING:
@@ -59,9 +60,15 @@ class ShimService(shim_ttrpc.ShimService):
         return response
 
     async def _vm_state(self) -> str:
-        if self._sandbox.machine is None:
+        """In shim.proto's words. A VM that does not answer must not hide its session."""
+        machine = self._sandbox.machine
+        if machine is None:
             return "stopped" if self._sandbox.life is Life.STOPPED else "absent"
-        return (await self._sandbox.machine.run_state()).value
+        try:
+            state = await machine.run_state()
+        except SandshiftError:
+            return "no answer" if machine.alive else RunState.DEAD.value
+        return "incoming" if state is RunState.INMIGRATE else state.value
 
     def _processes(self) -> list[shim_pb2.ProcessStatus]:
         return [

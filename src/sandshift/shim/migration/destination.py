@@ -39,15 +39,18 @@ from sandshift.session.right_model import (
 )
 from sandshift.session.statement import Cell
 from sandshift.session.states import Event, State
+from sandshift.shim.migration.books import LOADED_NOTE, NUMBER, STARTING_NOTE
 from sandshift.shim.migration.reporting import report_of
 from sandshift.shim.migration.session import MEMORY_DIFFERS
 from sandshift.shim.migration.side import POLL_S, EventQueue, SessionSide
 from sandshift.shim.migration.source import transfer_state
-from sandshift.shim.sandbox import EXIT_KILLED
+from sandshift.shim.sandbox import EXIT_KILLED, Life
 from sandshift.vmm.machine import ChannelSecurity, MigrationStatus, RunState
 from sandshift.wire.sandshift import state_pb2
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from sandshift.sandbox.model import Sandbox
     from sandshift.sandbox.shape import MachineShape
     from sandshift.session.statement import Statement
@@ -86,7 +89,6 @@ class Destination(SessionSide):
     """The source host's clock when it exported."""
     _digest: bytes | None = None
     _handover: state_pb2.HandoverRecord | None = None
-    _heard_at_us = 0
     _resumed_at_us = 0
     _round_trip_us = 0
     _stamps = DestinationStamps()
@@ -144,21 +146,22 @@ class Destination(SessionSide):
                 f"the destination's VM process has died: {event.data.get('stderr', '')}",
             )
         elif event.name == "MIGRATION":
-            await self._on_status(machine, MigrationStatus(str(event.data["status"])))
+            await self._on_status(machine, MigrationStatus(str(event.data["status"])), at_us=event.at_us)
 
-    async def _on_status(self, machine: Machine, status: MigrationStatus) -> None:
+    async def _on_status(self, machine: Machine, status: MigrationStatus, *, at_us: int = 0) -> None:
+        """`at_us`: QEMU's stamp; 0 if it has been so since nobody knows when."""
         match status:
             case MigrationStatus.ACTIVE:
                 self.session.transfer.arrived.set()
                 await self.mark_started()
             case MigrationStatus.COMPLETED:
-                await self._completed(machine)
+                await self._completed(machine, at_us)
             case MigrationStatus.FAILED:
                 await self._failed(machine)
 
-    async def _completed(self, machine: Machine) -> None:
+    async def _completed(self, machine: Machine, at_us: int) -> None:
         """All of it is here. With checksum verification nothing is said before the digests have been compared."""
-        self._stamps = replace(self._stamps, completed_us=self.sandbox.clock_us())
+        self._loaded(at_us)
         self.moment("destination: everything is here")
         self._task_resume = asyncio.create_task(self._watch_resume(machine), name="resume stamp")
         await self.mark_started()
@@ -172,6 +175,12 @@ class Destination(SessionSide):
         await self.session.feed(MemoryComplete())
         if self.session.state is State.TRANSFER_COMPLETED:
             self.end_transfer(Outcome.SUCCESS, "")
+
+    def _loaded(self, at_us: int) -> None:
+        self._stamps = replace(self._stamps, completed_us=at_us)
+        self.books.note_soon(LOADED_NOTE, NUMBER.pack(at_us))
+        if self.session.channel is not None and not self.session.channel.lost:
+            self._round_trip_us = tcp_info(self.session.channel.descriptor, TCP_RTT, TCP_RTT_AT) or 0
 
     async def _source_agrees(self) -> bool:
         try:
@@ -187,7 +196,7 @@ class Destination(SessionSide):
         return True
 
     def believes(self, statement: Statement) -> bool:
-        """Takes the handover record from the first statement that has one, and notes when that came."""
+        """Takes the handover record from the first statement that has one."""
         if statement.handover and self._handover is None:
             try:
                 self._handover = state_pb2.HandoverRecord.FromString(statement.handover)
@@ -195,9 +204,6 @@ class Destination(SessionSide):
                 log.warning("the source's handover record cannot be read")
                 return False
             self._described.set()
-            self._heard_at_us = self.sandbox.clock_us()
-            if self.session.channel is not None and not self.session.channel.lost:
-                self._round_trip_us = tcp_info(self.session.channel.descriptor, TCP_RTT, TCP_RTT_AT) or 0
         if self._digest is None or self._handover is None:
             return True
         return self._handover.memory_digest == self._digest
@@ -225,9 +231,30 @@ class Destination(SessionSide):
     def about_to_start(self) -> None:
         super().about_to_start()
         self._stamps = replace(self._stamps, starting_us=self.sandbox.clock_us())
+        self.books.note_soon(STARTING_NOTE, NUMBER.pack(self._stamps.starting_us))
+
+    def take_notes(self, notes: Mapping[str, bytes]) -> None:
+        """What an earlier shim of this session saw and heard."""
+        completed, starting = (
+            NUMBER.unpack(notes[name])[0] if name in notes else 0 for name in (LOADED_NOTE, STARTING_NOTE)
+        )
+        self._stamps = replace(self._stamps, completed_us=completed, starting_us=starting)
+        if handover := self.session.party.record.peer_handover:
+            self._handover = state_pb2.HandoverRecord.FromString(handover)
+            self._described.set()
+
+    def ran_before(self) -> None:
+        """An earlier shim had started the guest here: do what follows a start, as far as it had not."""
+        if self.session.party.cell is not Cell.RUNNING or self.sandbox.life is not Life.AWAITING:
+            return
+        self._resumed_at_us = self._stamps.starting_us
+        self._follow_the_start()
 
     async def guest_runs(self) -> None:
         """In the blackout's last moment: only what must not wait."""
+        self._follow_the_start()
+
+    def _follow_the_start(self) -> None:
         self._stamps = replace(self._stamps, resumed_us=self._resumed_at_us or self.sandbox.clock_us())
         self.blackout = measure(self._source_says(), self._saw())
         told = BlackoutExited(duration_ms=self.blackout.duration_ms, stopped_at_us=self._stamps.resumed_us)
@@ -241,7 +268,7 @@ class Destination(SessionSide):
         return SourceSays(said.stopped_at_unix_us, said.stopped_for_us) if said else SourceSays(0, 0)
 
     def _saw(self) -> DestinationSaw:
-        return DestinationSaw(self._heard_at_us, self._stamps.resumed_us, self._round_trip_us)
+        return DestinationSaw(self._stamps.completed_us, self._stamps.resumed_us, self._round_trip_us)
 
     @property
     def machine_shape(self) -> MachineShape | None:
@@ -271,6 +298,18 @@ class Destination(SessionSide):
 
     async def _arrived(self) -> None:
         """Clock, processes and streams, as soon as the guest answers. Errors are warnings: the guest runs."""
+        try:
+            self._adopt()
+        except (SandshiftError, OSError) as error:
+            self.session.warnings.append(f"after the move not all output is followed: {error}")
+            log.warning("after the move: %s", error)
+        try:
+            await self.sandbox.arrived()
+        except SandshiftError as error:
+            self.session.warnings.append(f"after the move the guest's agent did not answer: {error.message}")
+            log.warning("after the move: %s", error)
+
+    def _adopt(self) -> None:
         bases: dict[str, dict[int, int]] = {}
         for at in self._handover.streams if self._handover else ():
             bases.setdefault(at.process_id, {})[at.stream] = at.offset
@@ -278,11 +317,6 @@ class Destination(SessionSide):
             self.sandbox.processes.adopt(
                 process.process_id, process.pid, process.args, bases.get(process.process_id, {})
             )
-        try:
-            await self.sandbox.arrived()
-        except SandshiftError as error:
-            self.session.warnings.append(f"after the move the guest's agent did not answer: {error.message}")
-            log.warning("after the move: %s", error)
 
     async def settled(self) -> None:
         """Returns when what follows a start here has been done."""

@@ -18,18 +18,27 @@ from sandshift.sandbox import codec
 from sandshift.session import options as option_rules
 from sandshift.session import saved
 from sandshift.session.ids import SessionId
-from sandshift.session.phases import Outcome, Phase, PhaseState, Told
+from sandshift.session.phases import Outcome
 from sandshift.session.right_model import Restarted, restored_party
 from sandshift.session.right_model import Transfer as TransferState
 from sandshift.session.statement import Seal
 from sandshift.session.states import Side, State
 from sandshift.shim.handed_socket import close_quietly, copy_descriptor, facts_of
-from sandshift.shim.migration.books import CHANNEL_NOTE, HEAD_NOTE, NUMBER, STOPPED_NOTE, Books
+from sandshift.shim.migration.books import (
+    CHANNEL_NOTE,
+    HEAD_NOTE,
+    NUMBER,
+    OUTCOME_NOTE,
+    STOPPED_NOTE,
+    Books,
+)
 from sandshift.shim.migration.channel import Channel
 from sandshift.shim.migration.destination import Destination
 from sandshift.shim.migration.session import first_ask_number
 from sandshift.shim.migration.source import Source
+from sandshift.status import error_of
 from sandshift.wire.migration import options_pb2
+from ttrpc import Code
 
 if TYPE_CHECKING:
     from sandshift.shim.sandbox import LiveSandbox
@@ -57,6 +66,10 @@ async def restore_session(sandbox: LiveSandbox) -> Source | Destination | None:
     if restarted.transfer is not TransferState.GOING_ON and active.session.channel is not None:
         await active.session.channel_is_free()
     await _go_on(active, restarted)
+    if isinstance(active, Destination):
+        active.ran_before()
+    if not restarted.vm_alive:
+        await active.vm_died()
     return active
 
 
@@ -92,12 +105,16 @@ def _take_notes(active: Source | Destination) -> None:
             active.offsets = {
                 (process, stream): at for process, stream, at in active.books.state.streams.offsets
             }
+    else:
+        active.take_notes(notes)
     ending = active.session.record.ending
     if ending is not None:
         error = None
         if ending.failure is not None:
-            error = SandshiftError(ending.failure.message)
+            error = error_of(Code(ending.failure.code), ending.failure.message)
         active.session.transfer.done.set_result(error)
+    if OUTCOME_NOTE in notes:
+        active.outcome = Outcome(notes[OUTCOME_NOTE].decode())
     active.session.transfer.started = active.session.state not in (
         State.SOURCE_EXPORTED,
         State.DESTINATION_IMPORTED,
@@ -137,28 +154,34 @@ def find_socket(pid: int, cookie: int) -> int | None:
 
 async def _go_on(active: Source | Destination, restarted: Restarted) -> None:
     """Watch a transfer that goes on; wait for a socket that was being waited for."""
-    if active.session.state is State.TRANSFERRING or restarted.transfer is TransferState.GOING_ON:
+    if isinstance(active, Source) and restarted.transfer is TransferState.GOING_ON:
+        active.socket_given.set()  # QEMU has its end, with or without ours: receipts will do.
+    needs_channel = active.session.state in (State.SOCKET_READY, State.TRANSFERRING)
+    if needs_channel and active.session.channel is None and not active.socket_given.is_set():
+        await active.fail(Outcome.PEER_LOST, "the channel did not outlive the shim before this one")
+    elif active.session.state is State.TRANSFERRING or restarted.transfer is TransferState.GOING_ON:
         active.watch_transfer_again()
     elif active.session.state is State.SOCKET_WAITING:
         active.begin_transfer(active.bounds.socket_wait_s)
     elif active.session.state is State.SOCKET_READY and isinstance(active, Destination):
         active.watch_transfer_again()
     else:
-        _tell_what_was_missed(active)
+        _tell_what_was_missed(active, restarted)
 
 
-def _tell_what_was_missed(active: Source | Destination) -> None:
+def _tell_what_was_missed(active: Source | Destination, restarted: Restarted) -> None:
     """The transfer ended while no shim was there."""
     if active.session.transfer.done.done():
         return
     match active.session.state:
         case State.TRANSFER_COMPLETED:
             if isinstance(active, Source):
-                active.session.tell(Told(Phase.OFFLINE_DONE, PhaseState.SUCCESS))
+                active.tell_success()
             active.end_transfer(Outcome.SUCCESS, "")
         case State.FAILED:
-            active.end_transfer(Outcome.PEER_LOST, active.session.party.record.reason)
-        case State.CANCELLED:
+            outcome = Outcome.PEER_LOST if restarted.vm_alive else Outcome.OWN_VM_FAILED
+            active.end_transfer(outcome, active.session.party.record.reason)
+        case State.CANCELLED | State.FINALIZED:
             active.end_as_cancelled()
         case _:
             pass

@@ -184,6 +184,14 @@ class Session:
             await self.feed(TransferFailed(MEMORY_DIFFERS))
         await self._answered(CallMade(call, opened))
 
+    async def look_at_vm(self) -> None:
+        """What is said of this side must not be said for a VM that is dead (right-to-run.md, rule 9)."""
+        if self.party.vm_alive and not self._vm_alive():
+            try:
+                await self.feed(VmDied("its process has ended"))
+            except SandshiftError as error:
+                log.warning("session %s: %s", self.session_id, error)
+
     def open_receipt(self, receipt: bytes) -> Statement:
         return self.seal.open_receipt(receipt, side=self.side.peer)
 

@@ -22,7 +22,7 @@ from sandshift.session.right_model import Moved, Party, Restarted, RightEvent, T
 from sandshift.session.right_model import Record as RightRecord
 from sandshift.session.states import Event, State
 from sandshift.shim.handed_socket import close_quietly, copy_descriptor, facts_of
-from sandshift.shim.migration.books import CHANNEL_NOTE, HEAD_NOTE, NUMBER
+from sandshift.shim.migration.books import CHANNEL_NOTE, HEAD_NOTE, NUMBER, OUTCOME_NOTE
 from sandshift.shim.migration.channel import Channel
 from sandshift.shim.migration.session import Session
 
@@ -216,6 +216,7 @@ class SessionSide(ABC):
         """The first call counts."""
         if self.outcome is None:
             self.outcome = outcome
+            self.books.note_soon(OUTCOME_NOTE, outcome.value.encode())
             self.moment(f"transfer: {outcome.value}")
         self.session.end_transfer(outcome, message)
 

@@ -29,7 +29,7 @@ from sandshift.wire.sandshift import state_pb2
 
 if TYPE_CHECKING:
     from sandshift.sandbox.shape import MachineShape
-    from sandshift.vmm.machine import Machine, MachineEvent
+    from sandshift.vmm.machine import Machine, MachineEvent, MigrationInfo
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +44,9 @@ class Source(SessionSide):
     _continued_at_us = 0
     _shape: MachineShape | None = None
     _completed_at_us = 0
+    """QEMU's MIGRATION completed: its stamp, this host's clock."""
+    _downtime_us = 0
+    """QEMU's count, of a transfer that completed."""
     _task_follow: asyncio.Task[None] | None = None
 
     @functools.cached_property
@@ -109,7 +112,9 @@ class Source(SessionSide):
                 pacer.guest_stopped(time.monotonic())
             case "MIGRATION":
                 assert event is not None
-                await self._on_status(machine, pacer, MigrationStatus(str(event.data["status"])))
+                await self._on_status(
+                    machine, pacer, MigrationStatus(str(event.data["status"])), at_us=event.at_us
+                )
             case "DEAD":
                 await self.fail(*self._why_dead())
             case name if name in GUEST_ENDED:
@@ -128,14 +133,19 @@ class Source(SessionSide):
             self.books.note_soon(STOPPED_NOTE, NUMBER.pack(at_us))
             self.session.tell(Told(Phase.BLACKOUT_STARTED, PhaseState.SUCCESS))
 
-    async def _on_status(self, machine: Machine, pacer: Pacer, status: MigrationStatus) -> None:
+    async def _on_status(
+        self, machine: Machine, pacer: Pacer, status: MigrationStatus, *, at_us: int = 0
+    ) -> None:
+        """`at_us`: QEMU's stamp; 0 if it has been so since nobody knows when."""
         match status:
             case MigrationStatus.ACTIVE:
                 self.session.tell(Told(Phase.SETUP_DONE, PhaseState.SUCCESS))
             case MigrationStatus.PRE_SWITCHOVER:
                 await self._settle(machine, pacer)
             case MigrationStatus.COMPLETED:
-                self._completed_at_us = self.sandbox.clock_us()
+                self._completed_at_us = at_us
+                if not at_us:
+                    self._note_downtime(await machine.migration_info())
                 await self._completed()
                 pacer.ended(await machine.migration_info(), now_s=time.monotonic())
             case MigrationStatus.FAILED | MigrationStatus.CANCELLED:
@@ -166,12 +176,22 @@ class Source(SessionSide):
             began_s = time.monotonic()
             self.memory_digest = await machine.memory_digest()
             self.checksum_ms = (time.monotonic() - began_s) * 1000
-        self.offsets = self.sandbox.processes.freeze()
+        processes = self.sandbox.processes
+        # A shim that began while the guest stood still has nothing but the files: the agent cannot be asked.
+        self.offsets = processes.freeze() if processes.followed else processes.offsets_on_disk()
+        self.books.streams_at(self.offsets)
         self._continued_at_us = self.sandbox.clock_us()
         await machine.switch_over()
 
     def _stopped_for_us(self) -> int:
-        return max(0, self.sandbox.clock_us() - self.stopped_at_us)
+        """From the guest's stop until QEMU had completed; its own count where this shim saw only one of the two."""
+        if self.stopped_at_us and self._completed_at_us:
+            return max(0, self._completed_at_us - self.stopped_at_us)
+        return self._downtime_us
+
+    def _note_downtime(self, info: MigrationInfo) -> None:
+        if info.status is MigrationStatus.COMPLETED:
+            self._downtime_us = info.downtime_ms * 1000
 
     async def _completed(self) -> None:
         """Everything is out. The record, then the first frame, then the news."""
@@ -180,9 +200,13 @@ class Source(SessionSide):
         if self.session.state in (State.CANCELLING, State.CANCELLED):
             self.end_transfer(Outcome.CANCELLED, "the migration was cancelled")
             return
-        self.session.tell(Told(Phase.OFFLINE_DONE, PhaseState.SUCCESS))
+        self.tell_success()
+
+    def tell_success(self) -> None:
+        """DONE, and before it whatever nobody was there to tell."""
+        for phase in (Phase.SETUP_DONE, Phase.BLACKOUT_STARTED, Phase.OFFLINE_DONE):
+            self.session.tell(Told(phase, PhaseState.SUCCESS))
         self.end_transfer(Outcome.SUCCESS, "")
-        self.books.streams_at(self.offsets)
 
     async def _not_completed(self, machine: Machine) -> None:
         """QEMU gave up, or was told to; unless it lies dying it has resumed the guest by itself."""
@@ -215,7 +239,7 @@ class Source(SessionSide):
         """The handover record: made once, the same bytes ever after."""
         record = state_pb2.HandoverRecord(
             stopped_at_unix_us=self.stopped_at_us,
-            stopped_for_us=self._stopped_for_us() if self.stopped_at_us else 0,
+            stopped_for_us=self._stopped_for_us(),
             memory_digest=self.memory_digest,
             streams=[
                 state_pb2.StreamOffset(process_id=process_id, stream=stream, offset=offset)
@@ -228,7 +252,7 @@ class Source(SessionSide):
 
     async def stop_transfer(self) -> RightEvent | None:
         machine = self.sandbox.machine
-        if machine is None or not machine.alive or self.session.channel is None:
+        if machine is None or not machine.alive:
             return None
         async with self._sending:  # Else a transfer would begin after this look, and go on.
             before = (await machine.migration_info()).status
@@ -236,10 +260,12 @@ class Source(SessionSide):
             return None
         if before is not MigrationStatus.COMPLETED:
             await machine.cancel_transfer()
-        if (await machine.migration_info()).status is MigrationStatus.COMPLETED:
+        self._note_downtime(info := await machine.migration_info())
+        if info.status is MigrationStatus.COMPLETED:
             return None if self.session.party.complete else MemoryComplete(self.handover())
         self.sandbox.processes.thaw()
-        self.session.channel.cut()
+        if self.session.channel is not None:
+            self.session.channel.cut()
         return ChannelLost()
 
     async def guest_runs(self) -> None:
@@ -278,7 +304,8 @@ class Source(SessionSide):
         machine = self.sandbox.machine
         if machine is None or not machine.alive:
             return Restarted(vm_alive=False)
-        status = (await machine.migration_info()).status
+        self._note_downtime(info := await machine.migration_info())
+        status = info.status
         running = await machine.run_state() is RunState.RUNNING
         completed = status is MigrationStatus.COMPLETED
         handover = self.handover() if completed and self.session.party.cell is Cell.OPEN else b""

@@ -20,6 +20,7 @@ async def session_status(desk: Desk, wanted: str) -> shim_pb2.SessionStatus | No
     """Of the active session, or of the one named, if this host still has its last statement. None: nothing is known."""
     active = desk.active
     if active is not None and wanted in ("", active.session.session_id):
+        await active.session.look_at_vm()
         return _of_active(active.session)
     if not wanted:
         return _of_last(desk)

@@ -61,7 +61,7 @@ class StatusResponse(_message.Message):
     MOVED_TO_FIELD_NUMBER: _builtins.int
     sandbox_id: _builtins.str
     vm_state: _builtins.str
-    """"absent", "running", "paused", "incoming", "stopped", "dead"."""
+    """"absent", "running", "paused", "incoming", "stopped", "dead", "no answer", or another run state of QEMU."""
     shim_pid: _builtins.int
     qemu_pid: _builtins.int
     qemu_version: _builtins.str

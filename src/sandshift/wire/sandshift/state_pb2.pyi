@@ -569,7 +569,7 @@ class HandoverRecord(_message.Message):
     stopped_at_unix_us: _builtins.int
     """Wall-clock and monotonic event stamps of the source, for the blackout."""
     stopped_for_us: _builtins.int
-    """How long ago the guest had stopped when the record was made."""
+    """How long ago the guest had stopped when the source's VM process had completed. 0: not known."""
     memory_digest: _builtins.bytes
     """xxh3_128 of the guest's memory, if checksum_verification is on."""
     @_builtins.property
