@@ -15,14 +15,14 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+from sandshift.conformance import CASES
 from sandshift.conformance.answers import OK
 from sandshift.conformance.cells import BY_RIGHT, name_of
 from sandshift.conformance.runner import FAILED, Suite
-from sandshift.conformance import CASES
 from sandshift.conformance.table import CELLS, COLUMNS, STATES, sides_of
 from sandshift.errors import IllegalMove, SandshiftError
-from sandshift.session import phases, right_source, saved, states
 from sandshift.session import options as option_rules
+from sandshift.session import phases, right_source, saved, states
 from sandshift.session.phases import Outcome as Ended
 from sandshift.session.phases import Phase, PhaseState, Told
 from sandshift.session.statement import Cell
@@ -81,9 +81,7 @@ def cells() -> Iterator[Mutant]:
             if sides and column != "Task.Create":
                 names = tuple(name_of(state, column, each) for each in sides)
                 flipped = _flipped(state, column).value
-                yield Mutant(
-                    f"{state} x {column}: {flipped!r}", "cell", _cell(state, column), names
-                )
+                yield Mutant(f"{state} x {column}: {flipped!r}", "cell", _cell(state, column), names)
 
 
 # Promises and defects -------------------------------------------------------------------------------------------------
@@ -107,7 +105,11 @@ async def _nothing(*_what: Any, **_named: Any) -> None:
     return
 
 
-@_wrong("4.1", "nothing is checked before the export", "export of a sandbox that cannot move is refused at once and changes nothing")
+@_wrong(
+    "4.1",
+    "nothing is checked before the export",
+    "export of a sandbox that cannot move is refused at once and changes nothing",
+)
 def _unchecked() -> Any:
     async def none(_sandbox: Any) -> list[Any]:
         return []
@@ -120,12 +122,20 @@ def _undigested() -> Any:
     return _instead(saved, "hmac", SimpleNamespace(compare_digest=lambda *_two: True))
 
 
-@_wrong("4.2", "the saved state's version is not looked at", "a saved state of a version that is not read is refused with both ranges")
+@_wrong(
+    "4.2",
+    "the saved state's version is not looked at",
+    "a saved state of a version that is not read is refused with both ranges",
+)
 def _any_version() -> Any:
     return _instead(saved, "_check_versions", lambda _envelope: None)
 
 
-@_wrong("hcsshim 9e.28", "only the very same version is read", "a saved state of a version that old readers may read is read")
+@_wrong(
+    "hcsshim 9e.28",
+    "only the very same version is read",
+    "a saved state of a version that old readers may read is read",
+)
 def _strict_version() -> Any:
     def strict(envelope: Any) -> None:
         if envelope.schema_version != saved.SCHEMA_VERSION:
@@ -139,7 +149,11 @@ def _any_sandbox() -> Any:
     return _instead(saved, "_named_sandbox", lambda _raw, own: own)
 
 
-@_wrong("4.5", "only the first blocker is named", "prepare names every blocker, changes nothing, and can be tried again")
+@_wrong(
+    "4.5",
+    "only the first blocker is named",
+    "prepare names every blocker, changes nothing, and can be tried again",
+)
 def _first_blocker() -> Any:
     whole = opening.destination_blockers
 
@@ -150,7 +164,11 @@ def _first_blocker() -> Any:
     return _instead(opening, "destination_blockers", first)
 
 
-@_wrong("4.6", "the copied socket is not compared with its description", "a socket other than the one described is refused and harms nothing")
+@_wrong(
+    "4.6",
+    "the copied socket is not compared with its description",
+    "a socket other than the one described is refused and harms nothing",
+)
 def _any_socket() -> Any:
     return _instead(side, "check_descriptor", lambda _descriptor, _facts: None)
 
@@ -169,7 +187,11 @@ def _callers_transfer() -> Any:
     return _instead(desk.Desk, "transfer", tied)
 
 
-@_wrong("4.7", "the destination receives only when it is called", "transfer on the source first, then on the destination")
+@_wrong(
+    "4.7",
+    "the destination receives only when it is called",
+    "transfer on the source first, then on the destination",
+)
 def _called_receiver() -> Any:
     whole = desk.Desk._give_socket
 
@@ -180,12 +202,20 @@ def _called_receiver() -> Any:
     return _instead(desk.Desk, "_give_socket", silent)
 
 
-@_wrong("4.7", "the destination's call waits for a source that was not called", "transfer on the destination first, then on the source")
+@_wrong(
+    "4.7",
+    "the destination's call waits for a source that was not called",
+    "transfer on the destination first, then on the source",
+)
 def _patient_destination() -> Any:
     return _instead(desk, "ARRIVAL_S", 3600.0)
 
 
-@_wrong("hcsshim 9a.1", "TransferSandbox answers at once and swallows failures", "transfer whose channel breaks answers UNAVAILABLE")
+@_wrong(
+    "hcsshim 9a.1",
+    "TransferSandbox answers at once and swallows failures",
+    "transfer whose channel breaks answers UNAVAILABLE",
+)
 def _hasty() -> Any:
     async def hasty(self: desk.Desk, session_id: str, *bounds: float) -> None:
         await self.begin_transfer(session_id, *bounds)
@@ -194,8 +224,17 @@ def _hasty() -> Any:
     return _instead(desk.Desk, "transfer", hasty)
 
 
-@_wrong("4.8", "a new subscriber hears the newest alone", "notifications are recorded from the start and told to whoever comes")
-@_wrong("hcsshim 9d.26", "only the last event is replayed", "notifications have ids that strictly increase, and their times", "phases of a success")
+@_wrong(
+    "4.8",
+    "a new subscriber hears the newest alone",
+    "notifications are recorded from the start and told to whoever comes",
+)
+@_wrong(
+    "hcsshim 9d.26",
+    "only the last event is replayed",
+    "notifications have ids that strictly increase, and their times",
+    "phases of a success",
+)
 def _newest_alone() -> Any:
     whole = session.Session.entries
 
@@ -208,12 +247,18 @@ def _newest_alone() -> Any:
     return _instead(session.Session, "entries", newest)
 
 
-@_wrong("hcsshim 9d.26", "the stream is not closed at the session's end", "the stream of notifications ends when Cleanup ends the session")
+@_wrong(
+    "hcsshim 9d.26",
+    "the stream is not closed at the session's end",
+    "the stream of notifications ends when Cleanup ends the session",
+)
 def _endless() -> Any:
     return _instead(session.Session, "close_record", lambda _self: None)
 
 
-@_wrong("hcsshim 9a.2", "start_time is not the transfer's", "notifications before the transfer have no start_time")
+@_wrong(
+    "hcsshim 9a.2", "start_time is not the transfer's", "notifications before the transfer have no start_time"
+)
 def _early_start() -> Any:
     whole = opening.Record
 
@@ -226,7 +271,11 @@ def _early_start() -> Any:
 
 
 @_wrong("4.9", "a cancellation is told as a failure of the source", "phases of a cancellation")
-@_wrong("hcsshim 9b.13", "a Cancel yields SOURCE_FAILED", "the stream of notifications ends when Cleanup ends the session")
+@_wrong(
+    "hcsshim 9b.13",
+    "a Cancel yields SOURCE_FAILED",
+    "the stream of notifications ends when Cleanup ends the session",
+)
 def _blamed() -> Any:
     whole = phases.ending
 
@@ -243,8 +292,16 @@ def _silent_recovery() -> Any:
     return _instead(source.Source, "rolled_back", _nothing)
 
 
-@_wrong("4.10", "Cancel answers while the transfer goes on", "Cancel is done when it answers, and closes the transport")
-@_wrong("hcsshim 9a.3", "Cancel leaves the transport open", "Cancel is done when it answers, and closes the transport")
+@_wrong(
+    "4.10",
+    "Cancel answers while the transfer goes on",
+    "Cancel is done when it answers, and closes the transport",
+)
+@_wrong(
+    "hcsshim 9a.3",
+    "Cancel leaves the transport open",
+    "Cancel is done when it answers, and closes the transport",
+)
 def _still_going() -> Any:
     return _instead(source.Source, "stop_transfer", _nothing)
 
@@ -260,12 +317,18 @@ def _hasty_cancel() -> Any:
     return _instead(desk.Desk, "cancel", hasty)
 
 
-@_wrong("hcsshim 9b.12", "Cancel is taken after Finalize", "Cancel after Finalize is refused and changes nothing")
+@_wrong(
+    "hcsshim 9b.12", "Cancel is taken after Finalize", "Cancel after Finalize is refused and changes nothing"
+)
 def _late_cancel() -> Any:
     return _cell("Finalized", "Cancel")()
 
 
-@_wrong("4.11", "a Finalize that failed cannot be tried again", "Finalize that failed can be tried until it succeeds")
+@_wrong(
+    "4.11",
+    "a Finalize that failed cannot be tried again",
+    "Finalize that failed can be tried until it succeeds",
+)
 @_wrong("hcsshim 9b.8", "no retry of Finalize(RESUME)", "Finalize that failed can be tried until it succeeds")
 def _one_try() -> Any:
     whole, failed = desk.Desk._finalize, set()
@@ -282,8 +345,16 @@ def _one_try() -> Any:
     return _instead(desk.Desk, "_finalize", once)
 
 
-@_wrong("4.12", "Cleanup ends the session and nothing else", "Cleanup from Failed runs the guest on the source and discards the destination's")
-@_wrong("hcsshim 9a.4", "Cleanup only forgets", "Cleanup from Cancelled after completion runs the guest on the source")
+@_wrong(
+    "4.12",
+    "Cleanup ends the session and nothing else",
+    "Cleanup from Failed runs the guest on the source and discards the destination's",
+)
+@_wrong(
+    "hcsshim 9a.4",
+    "Cleanup only forgets",
+    "Cleanup from Cancelled after completion runs the guest on the source",
+)
 def _forgetful_cleanup() -> Any:
     whole = desk.Desk._decide
 
@@ -299,7 +370,11 @@ def _kept_vm() -> Any:
     return _instead(Destination, "destroy_vm", _nothing)
 
 
-@_wrong("hcsshim 9b.19", "a destination is good for one import", "an aborted import leaves the shim as it was, for another session")
+@_wrong(
+    "hcsshim 9b.19",
+    "a destination is good for one import",
+    "an aborted import leaves the shim as it was, for another session",
+)
 def _single_use() -> Any:
     whole = LiveSandbox.abandon_incoming
 
@@ -315,12 +390,20 @@ def _other_exit() -> Any:
     return _instead(source, "EXIT_MIGRATED", 0)
 
 
-@_wrong("4.13", "the sandbox can be changed while it moves", "what would change the sandbox is refused at once while it moves")
+@_wrong(
+    "4.13",
+    "the sandbox can be changed while it moves",
+    "what would change the sandbox is refused at once while it moves",
+)
 def _changeable() -> Any:
     return _instead(desk.Desk, "require_no_session", lambda _self, _what: None)
 
 
-@_wrong("hcsshim 9f.37", "SandboxStatus says nothing of the session", "what would change the sandbox is refused at once while it moves")
+@_wrong(
+    "hcsshim 9f.37",
+    "SandboxStatus says nothing of the session",
+    "what would change the sandbox is refused at once while it moves",
+)
 def _no_info() -> Any:
     return _instead(sandbox_service.SandboxService, "_info", lambda _self: {})
 
@@ -338,7 +421,9 @@ def _blocking() -> Any:
     return _instead(desk.Desk, "transfer", in_turn)
 
 
-@_wrong("hcsshim 9c.21", "a subscriber blocks the other calls", "a subscriber that does not read holds up nobody")
+@_wrong(
+    "hcsshim 9c.21", "a subscriber blocks the other calls", "a subscriber that does not read holds up nobody"
+)
 def _blocking_subscriber() -> Any:
     whole = desk.Desk.notifications
 
@@ -350,7 +435,11 @@ def _blocking_subscriber() -> Any:
     return _instead(desk.Desk, "notifications", in_turn)
 
 
-@_wrong("hcsshim 9c.20", "Notifications with an empty id meets a shim without a session", "session ids are checked, and never part of a path")
+@_wrong(
+    "hcsshim 9c.20",
+    "Notifications with an empty id meets a shim without a session",
+    "session ids are checked, and never part of a path",
+)
 def _unguarded() -> Any:
     async def unguarded(self: desk.Desk, session_id: str) -> Any:
         del session_id
@@ -361,12 +450,16 @@ def _unguarded() -> Any:
 
 
 @_wrong("4.14", "options out of range are taken", "options out of range are refused by name, value and range")
-@_wrong("hcsshim 9e.33", "options are not validated", "options out of range are refused by name, value and range")
+@_wrong(
+    "hcsshim 9e.33", "options are not validated", "options out of range are refused by name, value and range"
+)
 def _any_options() -> Any:
     return _instead(option_rules, "_range_problems", lambda _params: ())
 
 
-@_wrong("4.14", "options that must agree need not", "options that must agree and do not are refused, naming both")
+@_wrong(
+    "4.14", "options that must agree need not", "options that must agree and do not are refused, naming both"
+)
 def _disagreeing() -> Any:
     return _instead(option_rules, "disagreements", lambda _source, _destination: [])
 
@@ -391,11 +484,19 @@ def _forgetful_shim() -> Any:
 @_wrong("4.16", "any session id is taken", "session ids are checked, and never part of a path")
 @contextlib.contextmanager
 def _any_id() -> Iterator[None]:
-    with _instead(states, "check_session_id", lambda _named: None), _instead(opening, "session_id", lambda named: named):
+    with (
+        _instead(states, "check_session_id", lambda _named: None),
+        _instead(opening, "session_id", lambda named: named),
+    ):
         yield
 
 
-@_wrong("hcsshim 9a.7", "a refusal comes back as UNKNOWN", "session ids are checked, and never part of a path", "cell Idle x Cancel (SRC)")
+@_wrong(
+    "hcsshim 9a.7",
+    "a refusal comes back as UNKNOWN",
+    "session ids are checked, and never part of a path",
+    "cell Idle x Cancel (SRC)",
+)
 def _unknown() -> Any:
     import ttrpc  # noqa: PLC0415
 
@@ -407,7 +508,9 @@ def _unverified() -> Any:
     return _instead(session.Session, "open_receipt", lambda _self, _receipt: None)
 
 
-@_wrong("hcsshim 9e.32", "a source resumes beside a destination that runs", "Finalize never makes two runners")
+@_wrong(
+    "hcsshim 9e.32", "a source resumes beside a destination that runs", "Finalize never makes two runners"
+)
 def _two_runners() -> Any:
     def take_back(turn: Any, _statement: Any) -> None:
         turn.write(cell=Cell.KEPT)
@@ -418,7 +521,11 @@ def _two_runners() -> Any:
 
 
 @_wrong("5", "nobody watches over forgotten sessions", "limit: a session that nobody asks for ends by itself")
-@_wrong("hcsshim 9e.32", "no watchdog when the orchestrator disappears", "limit: a session that nobody asks for ends by itself")
+@_wrong(
+    "hcsshim 9e.32",
+    "no watchdog when the orchestrator disappears",
+    "limit: a session that nobody asks for ends by itself",
+)
 def _no_watchdog() -> Any:
     whole = desk.Desk._watch_for_orphan
 
@@ -429,7 +536,11 @@ def _no_watchdog() -> Any:
     return _instead(desk.Desk, "_watch_for_orphan", asleep)
 
 
-@_wrong("5", "limits do not count before the VMs have agreed", "limit: a transfer beyond its deadline is cancelled with DEADLINE_EXCEEDED")
+@_wrong(
+    "5",
+    "limits do not count before the VMs have agreed",
+    "limit: a transfer beyond its deadline is cancelled with DEADLINE_EXCEEDED",
+)
 def _no_limit_in_setup() -> Any:
     return _instead(pacing.Pacer, "in_setup", lambda _self, _now_s: None)
 
@@ -443,7 +554,11 @@ def _any_number() -> Any:
     return _instead(desk.Desk, "_subscribed", subscribed)
 
 
-@_wrong("3 (2691)", "a session of 2691 waits for a Cleanup that never comes", "2691 abort from SourceExported (SRC)")
+@_wrong(
+    "3 (2691)",
+    "a session of 2691 waits for a Cleanup that never comes",
+    "2691 abort from SourceExported (SRC)",
+)
 def _waiting_for_cleanup() -> Any:
     whole = desk.Desk._finalize
 
@@ -479,7 +594,9 @@ def _head_alone() -> Any:
     return _instead(saved, "read_import", head)
 
 
-@_wrong("3", "the last session is forgotten", "the last session's Finalize, Cancel and Cleanup again are no error")
+@_wrong(
+    "3", "the last session is forgotten", "the last session's Finalize, Cancel and Cleanup again are no error"
+)
 def _no_memory() -> Any:
     whole = states._look_up
 

@@ -1,0 +1,45 @@
+"""The suite bites: a sample of mutants in every run, all of them in the full one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sandshift.conformance.cases import CASES
+from sandshift.conformance.runner import Suite
+from sandshift.conformance.table import COLUMNS, STATES, sides_of
+from tests.conformance import mutants
+from tests.conformance.fakes import House, scratch_folder
+
+SAMPLE = 12
+"""Every so many mutants of the table one is tried in the fast run; of the others all that are quick are."""
+
+
+async def survivors(some: list[mutants.Mutant]) -> list[str]:
+    with scratch_folder() as folder:
+        async with House(Path(folder)) as house:
+            suite = Suite(house, case_s=mutants.CASE_S)
+            return [one.name for one in some if not await mutants.caught_by(one, suite)]
+
+
+async def test_a_sample_of_mutants_is_caught() -> None:
+    assert await survivors(mutants.everyone()[::SAMPLE]) == []
+
+
+@pytest.mark.full
+@pytest.mark.timeout(600)
+async def test_every_mutant_is_caught() -> None:
+    assert await survivors(mutants.everyone()) == []
+
+
+def test_every_cell_that_can_be_met_has_a_mutant_and_every_mutant_names_real_cases() -> None:
+    met = [(s, c) for s in STATES for c in COLUMNS if sides_of(s, c) and c != "Task.Create"]
+    assert len(list(mutants.cells())) == len(met)
+    named = {name for mutant in mutants.everyone() for name in mutant.cases}
+    assert named <= set(CASES)
+
+
+def test_every_promise_has_a_mutant() -> None:
+    about = {mutant.about for mutant in mutants.MUTANTS}
+    assert {f"4.{number}" for number in range(1, 17)} - about == {"4.4"}

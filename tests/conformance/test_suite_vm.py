@@ -1,0 +1,29 @@
+"""The suite, unchanged, against real shims with real VMs."""
+
+from __future__ import annotations
+
+import pytest
+
+from sandshift.conformance.runner import FAILED, PASSED, Suite, select
+from tests.conformance.real import RealHouse
+from tests.needs import needs_root
+
+pytestmark = [pytest.mark.vm, needs_root]
+SOME = "[2p]*"
+"""Revision 2691, phases, prepare, progress: a fast part of it, for every run with VMs."""
+
+
+@pytest.mark.full
+@pytest.mark.timeout(2400)
+async def test_real_shims_hold_the_contract() -> None:
+    async with RealHouse() as house:
+        result = await Suite(house).run(select())
+    assert result.names(FAILED) == []
+    assert result.count(PASSED) > 250
+
+
+@pytest.mark.timeout(600)
+async def test_real_shims_hold_a_part_of_it_in_every_run() -> None:
+    async with RealHouse() as house:
+        result = await Suite(house).run(select(SOME))
+    assert [str(verdict) for verdict in result.verdicts if verdict.outcome == FAILED] == []
