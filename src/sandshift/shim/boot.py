@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from sandshift.errors import Unavailable
 from sandshift.shim.durable import make_folder
 from sandshift.vmm.machine import DiskSource, MachineSpec
 
@@ -54,7 +55,13 @@ class Booter:
     async def _spec(self, shape: MachineShape, files: BootFiles, model: Sandbox) -> MachineSpec:
         make_folder(self._places.run_dir)
         taps = await self._parts.taps.attach(model.sandbox_id, model.network_cards)
-        self._places.taps_file.write_text(json.dumps(list(taps.values())))
+        try:
+            self._places.taps_file.write_text(json.dumps(list(taps.values())))
+        except OSError as error:
+            await self._parts.taps.detach(list(taps.values()))
+            raise Unavailable(
+                f"{self._places.taps_file} cannot be written: {error.strerror}; free space, then repeat"
+            ) from error
         return replace(self._described(shape, files, model), taps=taps)
 
     def _described(self, shape: MachineShape, files: BootFiles, model: Sandbox) -> MachineSpec:

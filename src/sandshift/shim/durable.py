@@ -135,8 +135,16 @@ class Disk:
         self._thread.submit(run)
 
     async def run(self, action: Callable[[], T]) -> T:
-        """Run `action` after all that was given before. Not interrupted when the caller is cancelled: it will have happened."""
-        return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._thread, action))
+        """Run `action` after all that was given before. Not interrupted when the caller is cancelled: it will have happened.
+
+        Raises what `action` does, OSError as Unavailable.
+        """
+        try:
+            return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._thread, action))
+        except OSError as error:
+            raise Unavailable(
+                f"{error.filename or 'the disk'}: {error.strerror}; mend it, then repeat"
+            ) from error
 
     def close(self) -> None:
         self._thread.shutdown(wait=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import socket
@@ -18,8 +19,11 @@ from typing import TYPE_CHECKING, Final
 
 from sandshift.errors import Rejected, Unavailable
 from sandshift.shim.by_hand import protobuf_strings
+from sandshift.shim.identity import started_ticks_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from sandshift.config import Config
     from sandshift.shim.arguments import Arguments
 
@@ -68,25 +72,51 @@ def bind(path: Path) -> socket.socket | None:
     """
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        for _attempt in range(2):
-            try:
-                listener.bind(str(path))
-                break
-            except OSError as error:
-                if error.errno != errno.EADDRINUSE:
-                    raise
-                if _somebody_answers(path):
-                    listener.close()
-                    return None
-                path.unlink(missing_ok=True)
-        path.chmod(0o600)
-        listener.listen(LISTEN_BACKLOG)
+        with _one_at_a_time(path):
+            return _bind(path)
     except OSError as error:
         raise Unavailable(
             f"the shim cannot listen at {path}: {error.strerror}; run as root, or set places.run_dir to a folder of your own"
         ) from error
+
+
+@contextlib.contextmanager
+def _one_at_a_time(path: Path) -> Iterator[None]:
+    """A socket that is bound and does not listen yet looks like a dead shim's: another `start` must not meet it."""
+    lock = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _bind(path: Path) -> socket.socket | None:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        try:
+            listener.bind(str(path))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            if _somebody_answers(path):
+                listener.close()
+                return None
+            path.unlink(missing_ok=True)
+            listener.bind(str(path))
+        path.chmod(0o600)
+        listener.listen(LISTEN_BACKLOG)
+    except OSError:
+        listener.close()
+        raise
     return listener
+
+
+def write_pid_file(path: Path, pid: int) -> None:
+    """Which process serves: known before `start` answers, so that a `delete` right after it finds whom to end."""
+    temporary = path.with_name(f".{path.name}.start")
+    temporary.write_text(json.dumps({"pid": pid, "started_ticks": started_ticks_of(pid)}))
+    temporary.replace(path)
 
 
 def _enter_network_namespace(config: Config) -> None:
@@ -134,9 +164,11 @@ def start(arguments: Arguments, config: Config) -> bytes:
         run_dir = config.sandbox_run_dir(arguments.namespace, arguments.id)
         run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         _enter_network_namespace(config)
-        if os.fork() == 0:
+        if (child := os.fork()) == 0:
             _serve(arguments, config, listener, run_dir)
         listener.close()
+        with contextlib.suppress(OSError):  # The child writes it too, and says in its log what is wrong.
+            write_pid_file(run_dir / "shim.pid", child)
     with contextlib.suppress(OSError):
         if Path("config.json").exists():
             Path("address").write_text(f"unix://{path}")

@@ -321,7 +321,7 @@ class Destination(SessionSide):
     async def settled(self) -> None:
         """Returns when what follows a start here has been done."""
         if self._task_arrived is not None:
-            await asyncio.shield(self._task_arrived)
+            await asyncio.wait([self._task_arrived])  # What it could not do is in the log and the report.
 
     async def vm_died(self) -> None:
         await self.fail(Outcome.OWN_VM_FAILED, "the destination's VM process has died")

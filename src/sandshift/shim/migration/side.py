@@ -252,7 +252,11 @@ class SessionSide(ABC):
             with contextlib.suppress(SandshiftError):
                 await self.sandbox.machine.drop_channel()
         await self.session.close()
-        await self.books.keep_report(encode(self.report()))
+        try:
+            await self.books.keep_report(encode(self.report()))
+        except SandshiftError as error:
+            # The key and the books must go all the same.
+            log.warning("session %s has no report: %s", self.session.session_id, error)
         await self.books.close()
 
 

@@ -280,7 +280,10 @@ class Source(SessionSide):
         """The transfer's task may see it too; what a dead VM means, the protocol says."""
         if self.session.state is State.TRANSFERRING:
             await self.fail(*self._why_dead())
-        await self.session.feed(VmDied("its process has ended"))
+        try:
+            await self.session.feed(VmDied("its process has ended"))
+        except SandshiftError as error:
+            log.error("session %s: %s", self.session.session_id, error)  # noqa: TRY400 - it says all
         moved = self.session.party.cell is Cell.GONE
         await self.sandbox.end(
             EXIT_MIGRATED if moved else EXIT_KILLED, moved_to=self.moved_to if moved else ""
@@ -288,7 +291,7 @@ class Source(SessionSide):
 
     async def settled(self) -> None:
         if self._task_follow is not None:
-            await asyncio.shield(self._task_follow)
+            await asyncio.wait([self._task_follow])  # What it could not do is in the log.
 
     async def rolled_back(self, *, succeeded: bool) -> None:
         """A Finalize(RESUME) or a Cleanup has brought the guest back, or could not."""
