@@ -193,7 +193,9 @@ class FakeHost:
 
     async def start(self) -> None:
         """Start the shim, on what an earlier one left if there was one."""
-        parts = Parts(self.vmm, self.taps, self.machines, self._connect_guest, self.clock_us)  # type: ignore[arg-type]
+        parts = Parts(
+            self.vmm, self.taps, self.machines, self._connect_guest, self.clock_us, arrival_pause_s=0.0
+        )  # type: ignore[arg-type]
         self.places.run_dir.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
             Path(self.socket_path).unlink()
