@@ -27,6 +27,10 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
         "session": ("sandshift.cli.session:session", "Look at, finish or force a migration session."),
         "report": ("sandshift.cli.report:report", "Show the report of an ended session."),
         "image": ("sandshift.cli.image:image", "Build and list guest images."),
+        "conformance": (
+            "sandshift.cli.conformance:conformance",
+            "Hold two shims to the Migration service's contract.",
+        ),
         "demo": ("sandshift.cli.demo.command:demo", "Move a busy sandbox between two hosts on this machine."),
     }
 )

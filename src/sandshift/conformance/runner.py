@@ -44,6 +44,22 @@ class Result:
     def names(self, outcome: str) -> list[str]:
         return [verdict.case.name for verdict in self.verdicts if verdict.outcome == outcome]
 
+    def document(self) -> dict[str, object]:
+        """For a machine: the figures, and each case with what became of it."""
+        cases = [
+            {
+                "case": verdict.case.name,
+                "contract": verdict.case.line,
+                "revision": verdict.case.revision,
+                "outcome": verdict.outcome,
+                "reason": verdict.reason,
+                "took_s": round(verdict.took_s, 3),
+            }
+            for verdict in self.verdicts
+        ]
+        figures = {outcome: self.count(outcome) for outcome in (PASSED, FAILED, SKIPPED)}
+        return {**figures, "cases": cases}
+
     def __str__(self) -> str:
         return f"{self.count(PASSED)} passed, {self.count(FAILED)} failed, {self.count(SKIPPED)} skipped"
 
