@@ -92,7 +92,7 @@ class SimLoop(asyncio.SelectorEventLoop):
         self._dead: set[str] = set()
         self._over = False
         self._tasks_held: list[asyncio.Task[Any]] = []
-        self.set_task_factory(self._make_task)  # type: ignore[arg-type]
+        self.set_task_factory(self._make_task)
 
     def time(self) -> float:
         return self.sim.now_s
@@ -117,8 +117,8 @@ class SimLoop(asyncio.SelectorEventLoop):
 
     # Handles of the dead are dropped wherever they come up.
 
-    def call_soon(self, callback: Any, *args: Any, context: Any = None) -> asyncio.Handle:
-        handle = super().call_soon(callback, *args, context=context)
+    def call_soon(self, callback: Any, *args: Any, context: Any = None) -> Any:  # type: ignore[override]
+        handle: Any = super().call_soon(callback, *args, context=context)
         if self._over or (self._dead and handle._context.get(OWNER, "world") in self._dead):
             handle.cancel()
         return handle

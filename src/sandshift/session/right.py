@@ -95,7 +95,7 @@ from sandshift.session.right_model import (
 )
 from sandshift.session.right_turn import Turn
 from sandshift.session.statement import Ask, Cell, Statement
-from sandshift.session.states import Call, Outcome, Side, State, check
+from sandshift.session.states import Call, Event, Outcome, Side, State, check
 
 __all__ = [
     "AskTimedOut",
@@ -263,6 +263,9 @@ def _restarted(turn: Turn, event: Restarted) -> None:
     if turn.state is State.TRANSFERRING and event.transfer is Transfer.NONE:
         # Killed between the record and the act: it was never begun.
         event = replace(event, transfer=Transfer.FAILED)
+    if turn.state is State.SOCKET_READY and event.transfer is Transfer.COMPLETED:
+        # Killed between the socket and the first byte, which a destination awaits from then on: all came meanwhile.
+        turn.move(Event.TRANSFER_STARTED)
     if turn.state is not State.IDLE:
         _rules(turn).restarted(turn, event)
     if not event.vm_alive:

@@ -62,6 +62,8 @@ async def restore_session(sandbox: LiveSandbox) -> Source | Destination | None:
     _take_notes(active)
     await _take_channel_back(active)
     restarted = await active.look()
+    if active.session.state is State.SOCKET_READY and restarted.transfer is TransferState.COMPLETED:
+        await active.mark_started()  # began and ended while no shim was there
     await active.session.feed(restarted)
     if restarted.transfer is not TransferState.GOING_ON and active.session.channel is not None:
         await active.session.channel_is_free()
