@@ -12,6 +12,7 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 
 from sandshift.errors import Blocked, IllegalMove
 from sandshift.sandbox import codec
+from sandshift.sandbox.model import check_room
 from sandshift.session import options as option_rules
 from sandshift.session import saved
 from sandshift.session.ids import SandboxId, SessionId, session_id
@@ -29,6 +30,9 @@ from sandshift.shim.migration.source import Source
 from sandshift.shim.sandbox import Life
 
 if TYPE_CHECKING:
+    from sandshift.config import Limits
+    from sandshift.sandbox.model import Sandbox
+    from sandshift.sandbox.shape import MachineShape
     from sandshift.shim.sandbox import LiveSandbox
     from sandshift.wire.migration import messages_pb2, options_pb2
 
@@ -41,6 +45,12 @@ def init_options(
     request: messages_pb2.PrepareAndExportSandboxRequest | messages_pb2.PrepareSandboxRequest,
 ) -> options_pb2.InitializeOptions | None:
     return request.init_options if request.HasField("init_options") else None
+
+
+def require_room(model: Sandbox, shape: MachineShape, limits: Limits) -> None:
+    """Raises NoRoom for more containers or disks than one sandbox may move with (contract 5)."""
+    disks = sum(device.size_bytes > 0 for device in shape.devices)
+    check_room(model, disks=disks, containers_max=limits.containers_max, disks_max=limits.disks_max)
 
 
 class Opening:
@@ -57,6 +67,8 @@ class Opening:
         blockers = await source_blockers(sandbox)
         if blockers:
             raise Blocked(f"sandbox {sandbox.sandbox_id} cannot move", blockers)
+        assert sandbox.spec is not None, "a sandbox that may move has a VM"
+        require_room(sandbox.model, sandbox.spec.shape, sandbox.config.migration.limits)
         state = self._saved_state(named, options)
         config = saved.encode(state)
         source = await self._begin(Source, named, options, state, config)
@@ -105,6 +117,7 @@ class Opening:
             )
         model = codec.sandbox_from_proto(state.sandbox).moved_into(sandbox.sandbox_id)
         shape = codec.shape_from_proto(state.machine)
+        require_room(model, shape, sandbox.config.migration.limits)
         destination = await self._begin(Destination, named, state.options, state, wanted.config)
         destination.model, destination.shape, destination.exported_at_us = model, shape, state.exported_at_us
         if wanted.revision is saved.Revision.HEAD:
