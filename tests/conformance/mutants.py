@@ -554,6 +554,11 @@ def _any_number() -> Any:
     return _instead(desk.Desk, "_subscribed", subscribed)
 
 
+@_wrong("5", "any number of containers may come", "limit: one container too many is RESOURCE_EXHAUSTED")
+def _any_containers() -> Any:
+    return _instead(opening, "require_room", lambda *_what: None)
+
+
 @_wrong(
     "3 (2691)",
     "a session of 2691 waits for a Cleanup that never comes",

@@ -9,12 +9,15 @@ from google.protobuf import any_pb2
 import ttrpc
 from sandshift.conformance.answers import OK, Answer, Skipped, ask, hold, require
 from sandshift.conformance.cases import case
+from sandshift.conformance.saved_state import payload_of, repacked
 from sandshift.conformance.scene import Scene
 from sandshift.conformance.shim import phase_of, phases
 from sandshift.conformance.side import Side
 
 WAITED_FOR_S = 10.0
 SUBSCRIBERS = 64
+CONTAINERS = 128
+"""The contract's defaults."""
 
 
 def limit(scene: Scene, name: str) -> float:
@@ -101,6 +104,17 @@ async def message_size(scene: Scene) -> None:
     answer = await ask(_import(scene, config))
     require(answer, "RESOURCE_EXHAUSTED", what="a request of 5 MiB")
     hold(await scene.dst.state() == "Idle", "the shim does not answer any more")
+
+
+@case("limit: one container too many is RESOURCE_EXHAUSTED", "5")
+async def containers(scene: Scene) -> None:
+    most = int(scene.target.limits.get("containers_max", CONTAINERS))
+    await scene.export()
+    payload = payload_of(scene.config)
+    for number in range(most + 1):
+        payload.sandbox.containers.add(guest_id=f"c{number}", container_id=f"c{number}")
+    answer = await scene.dst.import_(scene.session, repacked(scene.config, payload))
+    require(answer, "RESOURCE_EXHAUSTED", what=f"a saved state with {most + 1} containers")
 
 
 async def _import(scene: Scene, config: any_pb2.Any) -> object:

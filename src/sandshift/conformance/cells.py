@@ -250,6 +250,7 @@ async def _race_with_cancel(scene: Scene, column: str, side: Side) -> None:
         says = CELLS[state][column]
         allowed.add(BY_RIGHT[state, column] if "by right" in says else FP if says == "FP" else OK)
     cancelling = scene.begin(scene.shims[side].cancel(scene.session))
+    await asyncio.sleep(0)  # the Cancel is on its way; one connection keeps the order
     answer = await call(scene, column, side)
     require(await cancelling, OK, what=f"Cancel, with {column} behind it")
     if answer.code not in allowed:

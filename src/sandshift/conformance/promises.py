@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import socket
 from typing import Any, Final
@@ -13,7 +12,8 @@ from google.protobuf import any_pb2
 from sandshift.conformance.answers import FP, IA, OK, Answer, Broken, Skipped, hold, require
 from sandshift.conformance.cases import case
 from sandshift.conformance.relay import descriptor_of, tcp_pair
-from sandshift.conformance.scene import Scene
+from sandshift.conformance.saved_state import altered, payload_of, repacked
+from sandshift.conformance.scene import BACK, Scene
 from sandshift.conformance.shim import RESUME, STOP, phase_of, phases
 from sandshift.conformance.side import Side
 from sandshift.wire.migration import options_pb2 as o
@@ -22,24 +22,6 @@ from sandshift.wire.sandshift import state_pb2
 TCP: Final = o.MEMORY_TRANSPORT_TCP
 WSAPROTOCOL_INFO_BYTES: Final = 628
 BOTH_WAYS: Final = ("SRC first", "DST first")
-
-
-def altered(config: any_pb2.Any, **changes: Any) -> any_pb2.Any:
-    """The saved state with single fields of its envelope changed."""
-    envelope = state_pb2.SavedState.FromString(config.value)
-    for name, value in changes.items():
-        setattr(envelope, name, value)
-    return any_pb2.Any(type_url=config.type_url, value=envelope.SerializeToString())
-
-
-def repacked(config: any_pb2.Any, payload: state_pb2.SavedSandbox) -> any_pb2.Any:
-    """The saved state with another payload, sealed as its writer would have."""
-    data = payload.SerializeToString(deterministic=True)
-    return altered(config, payload=data, sha256=hashlib.sha256(data).digest())
-
-
-def payload_of(config: any_pb2.Any) -> state_pb2.SavedSandbox:
-    return state_pb2.SavedSandbox.FromString(state_pb2.SavedState.FromString(config.value).payload)
 
 
 # 1. PrepareAndExportSandbox
@@ -588,6 +570,29 @@ async def remembered(scene: Scene) -> None:
     hold((await scene.src.status()).vm_state == "running", "a late STOP ended the guest")
 
 
+@case("concurrent duplicates of a call are one call", "3")
+async def duplicates(scene: Scene) -> None:
+    other = {side: await scene.another(side) for side in Side}
+
+    async def twice(what: str, side: Side, *given: Any) -> list[Answer]:
+        both = (scene.shims[side], other[side])
+        answers = await asyncio.gather(*(getattr(shim, what)(scene.session, *given) for shim in both))
+        return [require(answer, OK, what=f"{what}, called twice at once") for answer in answers]
+
+    one, two = await twice("export", Side.SOURCE)
+    scene.config = one.response.config
+    hold(one.response == two.response, "two concurrent exports gave two blobs")
+    await twice("import_", Side.DESTINATION, scene.config)
+    await twice("prepare", Side.DESTINATION)
+    for side in Side:
+        await scene.give_socket(side, flowing=True)
+    await twice("transfer", Side.SOURCE)
+    await scene.wait_for(Side.DESTINATION, "TransferCompleted")
+    for side in Side:
+        await twice("finalize", side, BACK[side])
+        await twice("cleanup", side)
+
+
 # 13. Other calls during a session
 
 
@@ -645,6 +650,15 @@ async def options_disagree(scene: Scene) -> None:
     if answer.code == IA:
         raise Skipped(f"checksum_verification cannot be honoured here: {answer.message}")
     require(answer, FP, what="checksum_verification on one side only", names=("true", "false"))
+
+
+@case("a transfer with checksum verification goes through", "4.14")
+async def checksum(scene: Scene) -> None:
+    scene.options = o.InitializeOptions(memory_transport=TCP, checksum_verification=True)
+    answer = await scene.src.export(scene.session, scene.options)
+    if answer.code == IA:
+        raise Skipped(f"checksum_verification cannot be honoured here: {answer.message}")
+    await scene.transferred()
 
 
 # 15. State on disk
