@@ -58,7 +58,8 @@ async def client(kind: str, path: str, seconds: float) -> None:
         request = BytesValue(value=bytes(64))
 
         def call() -> Awaitable[Any]:
-            return unary(request, timeout=TIMEOUT_S)
+            answer: Awaitable[Any] = unary(request, timeout=TIMEOUT_S)
+            return answer
 
         def stream(messages: int, size: int) -> AsyncIterator[Any]:
             messages_of: AsyncIterator[Any] = aiter(streaming(UInt64Value(value=messages << 32 | size)))

@@ -20,6 +20,9 @@ from ttrpc.inbox import InboxLimits
 
 WRITE_BYTES_HIGH: Final = 256 << 10
 """Above this much that the peer has not taken, senders wait."""
+FLUSH_PIECES: Final = 64
+"""While a batch is worked on, what has been answered is written each so many pieces (a frame has two): so the peer works on
+the first half while we work on the second."""
 STREAM_FLUSH_BYTES: Final = 64 << 10
 """A stream's messages are joined to writes of at least this, as far as they come without a pause."""
 STREAM_TURN_BYTES: Final = 256 << 10
@@ -155,7 +158,11 @@ class Connection(asyncio.BufferedProtocol):
 
     def flush_soon(self, *, alone: bool) -> None:
         """Frames were added: write them with others of this turn, or at once when the call is `alone`."""
-        if self._working or self._flush_due:
+        if self._working:
+            if len(self._calls.out) >= FLUSH_PIECES:
+                self.flush()
+            return
+        if self._flush_due:
             return
         if alone:
             self.flush()
