@@ -42,6 +42,7 @@ class Source(SessionSide):
     pacer: Pacer | None = None
     checksum_ms = 0.0
     _continued_at_us = 0
+    _told_setup = False
     _shape: MachineShape | None = None
     _completed_at_us = 0
     """QEMU's MIGRATION completed: its stamp, this host's clock."""
@@ -139,7 +140,7 @@ class Source(SessionSide):
         """`at_us`: QEMU's stamp; 0 if it has been so since nobody knows when."""
         match status:
             case MigrationStatus.ACTIVE:
-                self.session.tell(Told(Phase.SETUP_DONE, PhaseState.SUCCESS))
+                self._setup_is_done()
             case MigrationStatus.PRE_SWITCHOVER:
                 await self._settle(machine, pacer)
             case MigrationStatus.COMPLETED:
@@ -150,6 +151,12 @@ class Source(SessionSide):
                 pacer.ended(await machine.migration_info(), now_s=time.monotonic())
             case MigrationStatus.FAILED | MigrationStatus.CANCELLED:
                 await self._not_completed(machine)
+
+    def _setup_is_done(self) -> None:
+        """Told once, and before any progress, whichever of QEMU's words came first."""
+        if not self._told_setup:
+            self._told_setup = True
+            self.session.tell(Told(Phase.SETUP_DONE, PhaseState.SUCCESS))
 
     async def _look(self, machine: Machine, pacer: Pacer) -> None:
         """Ask how far QEMU is, tell it, and let the rules act."""
@@ -163,6 +170,7 @@ class Source(SessionSide):
         ):
             return
         now_s = time.monotonic()
+        self._setup_is_done()
         progress, settings = pacer.on_info(info, now_s=now_s)
         self.session.tell_progress(progress, now_s=now_s)
         if settings is not None:
