@@ -225,11 +225,19 @@ async def rpc_deadline(scene: Scene) -> None:
     require(await scene.src.transfer(scene.session), OK, what="TransferSandbox again")
 
 
+async def _both_transferring(scene: Scene) -> list[asyncio.Task[Answer]]:
+    """TransferSandbox on the SRC and the DST, both with the first bytes behind them."""
+    calls = [scene.begin(scene.src.transfer(scene.session))]
+    await scene.drip_until_transferring(Side.DESTINATION)
+    calls.append(scene.begin(scene.dst.transfer(scene.session)))
+    await scene.dst.state()
+    return calls
+
+
 @case("transfer that is cancelled answers CANCELLED", "4.7")
 async def cancelled_transfer(scene: Scene) -> None:
     await scene.connected(flowing=False)
-    calls = [scene.begin(scene.shims[side].transfer(scene.session)) for side in Side]
-    await scene.drip_until_transferring(Side.DESTINATION)
+    calls = await _both_transferring(scene)
     for side in Side:
         require(await scene.shims[side].cancel(scene.session), OK, what="Cancel")
     require(await calls[0], "CANCELLED", what="TransferSandbox on the SRC")
@@ -242,8 +250,7 @@ async def cancelled_transfer(scene: Scene) -> None:
 @case("transfer whose channel breaks answers UNAVAILABLE", "4.7")
 async def broken_channel(scene: Scene) -> None:
     await scene.connected(flowing=False)
-    calls = [scene.begin(scene.shims[side].transfer(scene.session)) for side in Side]
-    await scene.drip_until_transferring(Side.DESTINATION)
+    calls = await _both_transferring(scene)
     assert scene.relay is not None
     scene.relay.cut()
     for side, calling in zip(Side, calls, strict=True):
@@ -264,7 +271,8 @@ async def replayed(scene: Scene) -> None:
     hold(
         [one.message_id for one in first] == [one.message_id for one in again], "ids differ after a reconnect"
     )
-    hold(first[0].message_id == 1, f"the record begins with {first[0].message_id}")
+    begins = (first[0].message_id, phase_of(first[0])[0])
+    hold(begins == (1, "SETUP_DONE"), f"the record begins with {begins}")
     hold(phases(first) == phases(again), "another record is told after a reconnect")
 
 
