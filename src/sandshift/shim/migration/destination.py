@@ -58,6 +58,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+TCP_STATE: Final = struct.Struct("=B")
+TCP_STATE_AT: Final = 0
+TCP_ENDED: Final = (7, 8)
+"""TCP_CLOSE and TCP_CLOSE_WAIT. Source: include/net/tcp_states.h; tcpi_state is the first byte of struct tcp_info."""
 TCP_RTT: Final = struct.Struct("=I")
 TCP_RTT_AT: Final = 68
 """Offset of tcpi_rtt, microseconds. Source: include/uapi/linux/tcp.h."""
@@ -136,6 +140,9 @@ class Destination(SessionSide):
         if not transfer.started or channel is None or channel.lost:
             return None
         if not transfer.arrived.is_set():
+            if tcp_info(channel.descriptor, TCP_STATE, TCP_STATE_AT) in TCP_ENDED:
+                # QEMU says nothing of a connection that ends before its TLS session has begun.
+                return Outcome.PEER_LOST, "the channel was closed before the first byte came"
             return patience.deadline_is_over(time.monotonic() - self._began_s, self.deadline_s)
         return patience.is_over(time.monotonic(), self.deadline_s)
 
@@ -303,6 +310,7 @@ class Destination(SessionSide):
         except (SandshiftError, OSError) as error:
             self.session.warnings.append(f"after the move not all output is followed: {error}")
             log.warning("after the move: %s", error)
+        await asyncio.sleep(self.sandbox.parts.arrival_pause_s)
         try:
             await self.sandbox.arrived()
         except SandshiftError as error:
