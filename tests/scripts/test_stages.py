@@ -86,12 +86,13 @@ def test_in_ci_a_skipped_test_has_failed_unless_it_is_optional(
     tests.write_text(
         "import pytest\n@pytest.mark.skip(reason='no Go')\ndef test_a(): pass\n"
         "@pytest.mark.skip(reason='optional: needs KVM')\ndef test_b(): pass\n"
+        "@pytest.mark.parametrize('seed', [])\ndef test_past_failures(seed): pass\n"
     )
     stage = stages.pytest_stage(
         "two", "--override-ini=addopts=-q", f"--rootdir={tmp_path}", str(tests), bound_s=60
     )
     monkeypatch.setenv("CI", "true")
-    assert stages.run(stage) == stages.Counts(failed=1, skipped=1)
+    assert stages.run(stage) == stages.Counts(failed=1, skipped=2)
     assert "skipped in CI: test_two::test_a: no Go" in capfd.readouterr().err
 
 
