@@ -131,3 +131,19 @@ async def test_a_defect_of_ours_ends_the_transfer_with_internal(hosts: TwoHosts)
         await hosts.s.migration.transfer_sandbox(request, timeout_s=5)
     assert told.value.code is ttrpc.Code.INTERNAL
     assert "secret" not in told.value.message
+
+
+async def test_a_side_that_could_not_look_after_a_failed_step_looks_before_the_next(hosts: TwoHosts) -> None:
+    await hosts.ready()
+    active = source_of(hosts)
+    write, look = active.books.write_records, active.look
+
+    async def refused(*_what: object) -> None:
+        raise Unavailable("for a moment")
+
+    active.books.write_records = active.look = refused  # type: ignore[assignment,method-assign]
+    with pytest.raises(ttrpc.StatusError, match="for a moment"):
+        await hosts.s.finalize(hosts.session, RESUME)
+    active.books.write_records, active.look = write, look  # type: ignore[method-assign]
+    await hosts.s.finalize(hosts.session, RESUME)
+    assert hosts.runners() == ["source"]

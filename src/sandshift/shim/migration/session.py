@@ -151,6 +151,8 @@ class Session:
         self._answer: asyncio.Future[Refusal | None] | None = None
         self._told = asyncio.Event()
         self._background: set[asyncio.Task[None]] = set()
+        self._unsure = False
+        """A step failed, and what is on disk and in the VM could not be looked at yet."""
 
     # What the desk asks
 
@@ -236,6 +238,8 @@ class Session:
         while self._events:
             event, handled = self._events.popleft()
             try:
+                if self._unsure:
+                    await self._look_anew()
                 await self._handle(event)
             except Exception as error:  # noqa: BLE001 - handed on, not swallowed
                 await self._begin_anew(error)
@@ -250,15 +254,20 @@ class Session:
         if self._answer is not None and not self._answer.done():
             self._answer.set_exception(error)
         try:
-            self.party = restored_party(await self._host.last_record(), next_ask=first_ask_number())
-            await self._handle(await self._host.look())
-            if self.channel is not None and self.channel.open:
-                await self._handle(ChannelUp())
+            await self._look_anew()
         except Exception:
             log.exception(
                 "session %s: the state after a failed step cannot be told; the next event tries again",
                 self.session_id,
             )
+
+    async def _look_anew(self) -> None:
+        self._unsure = True
+        self.party = restored_party(await self._host.last_record(), next_ask=first_ask_number())
+        await self._handle(await self._host.look())
+        if self.channel is not None and self.channel.open:
+            await self._handle(ChannelUp())
+        self._unsure = False
 
     def feed_soon(self, event: RightEvent) -> None:
         """`feed` from a callback. Errors are logged: there is no caller to tell, and the next call meets them again."""
