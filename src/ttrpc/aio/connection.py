@@ -147,6 +147,7 @@ class Connection(asyncio.BufferedProtocol):
     def flush(self) -> None:
         """Write what has collected."""
         self._flush_due = False
+        self._turn_bytes += self._joined_bytes
         self._joined_bytes = 0
         out = self._calls.out
         if not out:
@@ -173,12 +174,10 @@ class Connection(asyncio.BufferedProtocol):
     def added(self, message_bytes: int) -> bool:
         """A stream's message was added: join it with others. Whether its sender has to wait for its `turn` now."""
         self._joined_bytes += message_bytes + HEADER_BYTES
-        if self._joined_bytes < STREAM_FLUSH_BYTES:
-            if not self._flush_due:
-                self.flush_soon(alone=False)
-            return False
-        self._turn_bytes += self._joined_bytes
-        self.flush()
+        if self._joined_bytes >= STREAM_FLUSH_BYTES:
+            self.flush()
+        elif not self._flush_due:
+            self.flush_soon(alone=False)
         return not self._writable or self._turn_bytes >= STREAM_TURN_BYTES
 
     async def turn(self) -> None:
@@ -239,6 +238,7 @@ class Connection(asyncio.BufferedProtocol):
                 self._patience[call] = self._loop.call_later(self._patience_s, self._lose_patience, call)
             else:
                 self._give_up(call)
+                self.flush_soon(alone=False)
 
     def _lose_patience(self, call: Any) -> None:
         self._patience.pop(call, None)

@@ -94,6 +94,7 @@ class _Receiving(_Stream[RequestT, ResponseT], AsyncIterator[ResponseT]):
         assert inbox is not None
         while not inbox.messages:
             if call.done:
+                self._connection.ended(call)
                 if call.error is not None:
                     raise call.error
                 raise StopAsyncIteration

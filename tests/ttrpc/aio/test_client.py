@@ -237,6 +237,15 @@ async def test_a_streams_deadline_ends_it() -> None:
             await anext(stream)
 
 
+async def test_a_stream_that_ended_in_time_leaves_no_deadline() -> None:
+    async with served_by_hand() as (client, raw):
+        stream = client.server_stream(SERVER, HELLO, timeout_s=60)
+        raw.send((1, DATA, 0, value(b"a")), (1, DATA, END_OF_STREAM, b""))
+        await until(lambda: stream._call.done)
+        assert [message.value async for message in stream] == [b"a"]
+        assert client._connection.deadlines.next_due_s() is None
+
+
 async def test_a_stream_that_nobody_reads_is_given_up_and_other_calls_go_on() -> None:
     limits = InboxLimits(messages_max=10, patience_s=0.05)
     async with served_by_hand(inbox=limits) as (client, raw):

@@ -382,6 +382,16 @@ async def test_a_handler_that_stops_reading_holds_up_others_for_its_patience_and
         await until(lambda: handler.count == 1)
 
 
+async def test_without_any_patience_a_handler_that_does_not_read_loses_its_call_at_once() -> None:
+    handler = Cancelled()
+    limits = InboxLimits(messages_max=10, patience_s=0)
+    async with serving((CLIENT, handler), inbox=limits) as (_, address), await Raw.to(address) as raw:
+        raw.send((1, REQUEST, REMOTE_OPEN, request(CLIENT)), *[(1, DATA, 0, value(b"x"))] * 50)
+        message = "the handler does not read what the client sends"
+        assert await raw.error() == (1, Code.RESOURCE_EXHAUSTED, message)
+        await until(lambda: handler.count == 1)
+
+
 async def test_a_handler_that_reads_slowly_but_reads_loses_nothing() -> None:
     async def handler(requests: RequestStream[BytesValue], context: CallContext) -> BytesValue:
         got = bytearray()
