@@ -232,6 +232,11 @@ class TestRestart:
         found = restart(Cell.NONE, State.TRANSFERRING, complete=False, transfer=Transfer.COMPLETED)
         assert found == "READY: write READY"
 
+    def test_a_destination_killed_before_the_first_byte_is_ready_once_all_came(self) -> None:
+        found = restart(Cell.NONE, State.SOCKET_READY, complete=False, transfer=Transfer.COMPLETED)
+        assert found.startswith("READY: write")
+        assert found.endswith("write READY")
+
     def test_a_destination_found_running_in_starting_is_running(self) -> None:
         assert restart(Cell.STARTING, vm_running=True) == "RUNNING: write RUNNING"
 
