@@ -8,7 +8,7 @@ import os
 import select
 import signal
 from collections.abc import AsyncIterator, Mapping
-from typing import Self
+from typing import Final, Self
 
 from sandshift.conformance.answers import Skipped
 from sandshift.conformance.side import Side
@@ -17,18 +17,24 @@ from tests.lab import Lab, open_lab
 from tests.system.pair import NAMESPACE, SANDBOX, Pair, pair
 
 
+LIMITS: Final = {"stall_s": 4.0, "orphan_s": 8.0}
+"""Short enough to be waited for, long enough for a machine under load."""
+OVERRIDES: Final = {"vm": {"shared_memory": True}, "migration.limits": LIMITS}
+"""Shared memory is what checksum_verification needs."""
+
+
 class RealHouse:
     """Fresh shims and a fresh VM on every reset, in one lab. Use as a context manager; needs root."""
 
     def __init__(self) -> None:
-        self.limits: Mapping[str, float] = {}
+        self.limits: Mapping[str, float] = LIMITS
         self._whole = contextlib.AsyncExitStack()
         self._pair = contextlib.AsyncExitStack()
         self._lab: Lab | None = None
         self._hosts: Pair | None = None
 
     async def __aenter__(self) -> Self:
-        self._lab = await self._whole.enter_async_context(open_lab())
+        self._lab = await self._whole.enter_async_context(open_lab(overrides=OVERRIDES))
         await self.reset()
         return self
 
