@@ -16,7 +16,6 @@ from sandshift.fleet.host import Host, start_shim
 from tests.lab import Lab, open_lab
 from tests.system.pair import NAMESPACE, SANDBOX, Pair, pair
 
-
 LIMITS: Final = {"stall_s": 4.0, "orphan_s": 8.0}
 """Short enough to be waited for, long enough for a machine under load."""
 OVERRIDES: Final = {"vm": {"shared_memory": True}, "migration.limits": LIMITS}
