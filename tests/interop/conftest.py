@@ -5,25 +5,18 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import warnings
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 import ttrpc
-from tests.interop.toolchain import NoGo, go_program
+from tests.interop.toolchain import program_or_skip
 
 
 @pytest.fixture(scope="session")
 def go() -> Path:
-    try:
-        return go_program()
-    except NoGo as missing:
-        if os.environ.get("CI"):
-            pytest.fail(str(missing))
-        warnings.warn(str(missing), stacklevel=1)
-        pytest.skip(str(missing))
+    return program_or_skip(os.environ)
 
 
 @pytest.fixture
