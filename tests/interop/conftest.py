@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import ttrpc
-from tests.interop.toolchain import program_or_skip
+from tests.interop.presence import program_or_skip
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,6 @@ import sys
 from pathlib import Path
 from typing import Final
 
-import pytest
-
 SOURCE: Final = Path(__file__).parent / "go"
 CACHE: Final = Path(__file__).resolve().parents[2] / ".cache" / "interop"
 USUAL_PLACES: Final = ("/usr/local/go/bin", "/usr/lib/go/bin")
@@ -45,17 +43,6 @@ def _minor(go: str) -> int:
     )
     version = re.match(r"go1\.(\d+)", told.stdout)
     return int(version[1]) if version else 0
-
-
-def program_or_skip(environment: Mapping[str, str]) -> Path:
-    """The built program. Without Go a person's run says so loudly and skips; in CI that is a failure."""
-    try:
-        return go_program()
-    except NoGo as missing:
-        if environment.get("CI"):
-            pytest.fail(str(missing))
-        warnings.warn(str(missing), stacklevel=1)
-        pytest.skip(str(missing))
 
 
 def go_program() -> Path:
