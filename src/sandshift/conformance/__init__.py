@@ -6,7 +6,22 @@ its suite cannot be wrong together.
 
 from __future__ import annotations
 
-from sandshift.conformance import bounds, cells, older_clients, promises
+from sandshift.conformance import (
+    bounds,
+    cells,
+    older_clients,
+    promises_ending,
+    promises_moving,
+    promises_opening,
+)
 from sandshift.conformance.cases import CASES
 
-__all__ = ["CASES", "bounds", "cells", "older_clients", "promises"]
+__all__ = [
+    "CASES",
+    "bounds",
+    "cells",
+    "older_clients",
+    "promises_ending",
+    "promises_moving",
+    "promises_opening",
+]
