@@ -16,13 +16,13 @@ def no_go(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("no_go")
 def test_a_person_is_told_and_goes_on() -> None:
     with (
-        pytest.warns(UserWarning, match="NO GO 1.22 HERE"),
-        pytest.raises(pytest.skip.Exception, match="NO GO 1.22 HERE"),
+        pytest.warns(UserWarning, match="NO GO"),
+        pytest.raises(pytest.skip.Exception, match="NO GO"),
     ):
         program_or_skip({})
 
 
 @pytest.mark.usefixtures("no_go")
 def test_in_ci_it_is_a_failure() -> None:
-    with pytest.raises(pytest.fail.Exception, match="NO GO 1.22 HERE"):
+    with pytest.raises(pytest.fail.Exception, match="NO GO"):
         program_or_skip({"CI": "true"})
