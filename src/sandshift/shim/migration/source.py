@@ -7,7 +7,7 @@ import functools
 import logging
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from sandshift.errors import SandshiftError, Unavailable
 from sandshift.session import phases
@@ -32,6 +32,19 @@ if TYPE_CHECKING:
     from sandshift.vmm.machine import Machine, MachineEvent, MigrationInfo
 
 log = logging.getLogger(__name__)
+
+
+DYING_S: Final = 2.0
+"""How long a QEMU that does not answer any more may take to be gone; one that ends closes its sockets first."""
+DYING_LOOK_S: Final = 0.02
+
+
+async def _ends(machine: Machine) -> bool:
+    """Whether this QEMU is gone, or about to go."""
+    deadline_s = time.monotonic() + DYING_S
+    while machine.alive and time.monotonic() < deadline_s:  # noqa: ASYNC110 - a process, which tells nobody
+        await asyncio.sleep(DYING_LOOK_S)
+    return not machine.alive
 
 
 class Source(SessionSide):
@@ -92,7 +105,7 @@ class Source(SessionSide):
                 try:
                     await self._on_event(machine, pacer, event)
                 except Unavailable:
-                    if machine.alive:
+                    if not await _ends(machine):
                         raise  # Else its last events, which say why, are still to come.
         except StopSending as rule:
             await self._give_up(machine, rule)
