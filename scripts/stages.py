@@ -73,7 +73,7 @@ FAST: Final = (
     Stage("go-program", (sys.executable, "-m", "tests.interop.toolchain"), bound_s=600),
     pytest_stage("tests", "-m", "not vm and not full", bound_s=600),
     Stage("fuzz", (sys.executable, "-m", "tests.fuzz.ttrpc", "--inputs", "3000"), bound_s=300),
-    Stage("sim", (sys.executable, "-m", "tests.sim", "--seconds", "10"), bound_s=120),
+    Stage("sim", (sys.executable, "-m", "tests.sim", "--seconds", "5"), bound_s=120),
 )
 DEFAULT: Final = (
     *FAST,
