@@ -84,8 +84,7 @@ FULL: Final = (
     Stage("sim", (sys.executable, "-m", "tests.sim", "--seconds", "120"), bound_s=400),
     Stage("explore", (sys.executable, "-m", "tests.explore"), bound_s=1500),
 )
-CONTAINERD: Final = (pytest_stage("containerd", "tests/containerd", bound_s=1800),)
-LEVELS: Final = {"check": CHECK, "fast": FAST, "default": DEFAULT, "full": FULL, "containerd": CONTAINERD}
+LEVELS: Final = {"check": CHECK, "fast": FAST, "default": DEFAULT, "full": FULL}
 
 
 def compare_generated() -> int:

@@ -105,7 +105,6 @@ def test_help_goes_to_stdout_and_names_every_command() -> None:
         "fuzz ttrpc",
         "explore",
         "sim",
-        "faults",
         "conformance",
     ):
         assert f"\n  {command}" in answer.stdout

@@ -73,7 +73,7 @@ benches() {
     done | sort | tr '\n' ' '
 }
 
-# need WHAT...: `fast` (Python and its packages), `bench` (the peers we measure against), `vm`, `containerd`, `go`.
+# need WHAT...: `fast` (Python and its packages), `bench` (the peers we measure against), `vm`, `vm-tests`, `go`.
 need() {
     distribution
     mkdir -p "$STATE"
@@ -91,10 +91,9 @@ need() {
         bench) python_environment bench ;;
         vm) vm_packages ;;
         vm-tests) test_packages ;;
-        containerd) containerd_packages ;;
         go) go_toolchain ;;
         go-if-there) find_go || say "no Go 1.$GO_MINOR_MIN or newer: the interop tests are skipped (./run setup go installs it)" ;;
-        *) die "setup knows fast, vm, go, bench and containerd, not \"$need_what\"" ;;
+        *) die "setup knows fast, vm, vm-tests, go and bench, not \"$need_what\"" ;;
         esac
     done
     exec 9>&- # the lock is for the set-up only
@@ -212,11 +211,4 @@ backports_add() {
     $sudo cp "$STATE/backports" "/etc/apt/sources.list.d/sandshift-backports.$1"
     $sudo chmod 0644 "/etc/apt/sources.list.d/sandshift-backports.$1"
     apt_updated=
-}
-
-containerd_packages() {
-    find_root "./run $command"
-    containerd_missing=$(missing_packages runc:runc /usr/lib/cni/ptp:containernetworking-plugins)
-    # shellcheck disable=SC2086
-    [ -z "$containerd_missing" ] || install_packages $containerd_missing
 }
