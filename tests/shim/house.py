@@ -20,6 +20,7 @@ import msgspec
 import ttrpc
 from sandshift.config import Config, Limits, Migration, Places
 from sandshift.config import Host as HostConfig
+from sandshift.errors import Unavailable
 from sandshift.guest.client import GuestExit, GuestInfo, GuestProcess
 from sandshift.sandbox.model import NetworkCard, Sandbox
 from sandshift.sandbox.preflight import DestinationFacts, DiskFacts
@@ -52,8 +53,11 @@ class FakeGuest:
         self._reply_s = reply_s
 
     async def _runs(self) -> None:
-        async with asyncio.timeout(self._reply_s):
-            await self._process.runs.wait()
+        try:
+            async with asyncio.timeout(self._reply_s):
+                await self._process.runs.wait()
+        except TimeoutError as error:
+            raise Unavailable(f"the guest's agent did not answer within {self._reply_s:g} s") from error
 
     async def info(self) -> GuestInfo:
         await self._runs()
