@@ -49,6 +49,8 @@ MEMORY_BYTES = 256 << 20
 GUEST_ANSWERS_S = 30
 MOVES_MAX = 12
 """Of the moves with 7.2 at least every other one lost writes."""
+STALE_ENOUGH = 100
+"""Pages: with so many the guest's own check cannot miss them, whatever it rewrites before. Seen: 24 to 811 in a move."""
 WORKLOAD = Workload(working_set_mib=4, dirty_mib_per_s=4096)
 SETTINGS = TransferSettings(bandwidth_bytes_per_s=1 << 32, downtime_limit_ms=20)
 TICK = "import time\nwhile True: time.sleep(0.4)"
@@ -134,10 +136,12 @@ class Arrival:
     """The writer's own report afterwards; nothing in it: the guest does not answer any more."""
 
 
-async def arrival(vmm: QemuVmm, machine_type: str, folder: Path, *, moves_max: int) -> Arrival:
-    """Boot a guest with the writer and move it, up to `moves_max` times, until something is lost; then let it go on.
+async def arrival(
+    vmm: QemuVmm, machine_type: str, folder: Path, *, moves_max: int, enough: int = 1
+) -> Arrival:
+    """Boot a guest with the writer and move it, up to `moves_max` times, until `enough` pages are stale; then let it go on.
 
-    A move that lost nothing is undone: the source still has everything and goes on from there.
+    A move that lost less is undone: the source still has everything and goes on from there.
     """
     source_spec = spec(folder / "source", machine_type)
     source = await vmm.start(source_spec)
@@ -158,7 +162,7 @@ async def arrival(vmm: QemuVmm, machine_type: str, folder: Path, *, moves_max: i
             destination = await vmm.start_incoming(replace(source_spec, name=run_dir.name, run_dir=run_dir))
             try:
                 pages, stale = await move_and_compare(source, destination)
-                if stale or number == moves_max:
+                if stale >= enough or number == moves_max:
                     return Arrival(pages, stale, await own_report(destination))
             finally:
                 await destination.destroy()
@@ -206,10 +210,10 @@ async def test_qemu_7_2_loses_writes_and_the_proof_says_so(tmp_path):
     """So much is lost that the guest often does not live to tell: then its silence is what the proof is about."""
     qemu = unpacked_qemu_72()
     vmm = QemuVmm(binary=str(qemu.binary), data_dirs=qemu.data_dirs)
-    arrived = await arrival(vmm, "pc-q35-7.2", tmp_path, moves_max=MOVES_MAX)
+    arrived = await arrival(vmm, "pc-q35-7.2", tmp_path, moves_max=MOVES_MAX, enough=STALE_ENOUGH)
     print(arrived)
     assert arrived.pages > 900
-    assert arrived.stale > 100
+    assert arrived.stale >= STALE_ENOUGH
     made = figures(replace(good(), memory=arrived.memory))
     assert made["ok"] is False
     assert "the guest's memory is not verified" in made["reasons"]
