@@ -184,6 +184,11 @@ def _container_to_proto(container: Container) -> state_pb2.Container:
         pid=container.pid,
         processes=[_process_to_proto(process) for process in container.processes],
         annotations=container.annotations,
+        layers=container.layers,
+        writable=container.writable,
+        mounts=container.mounts,
+        started=container.started,
+        paused=container.paused,
     )
 
 
@@ -194,15 +199,38 @@ def _container_from_proto(message: state_pb2.Container) -> Container:
         pid=message.pid,
         processes=tuple(_process_from_proto(process) for process in message.processes),
         annotations=dict(message.annotations),
+        layers=tuple(message.layers),
+        writable=message.writable,
+        mounts=tuple(message.mounts),
+        started=message.started,
+        paused=message.paused,
     )
 
 
 def _process_to_proto(process: Process) -> state_pb2.Process:
-    return state_pb2.Process(process_id=process.process_id, pid=process.pid, args=process.args)
+    return state_pb2.Process(
+        process_id=process.process_id,
+        pid=process.pid,
+        args=process.args,
+        terminal=process.terminal,
+        stdin=process.stdin,
+        exec_id=process.exec_id,
+        started=process.started,
+        spec=process.spec,
+    )
 
 
 def _process_from_proto(message: state_pb2.Process) -> Process:
-    return Process(process_id=message.process_id, pid=message.pid, args=tuple(message.args))
+    return Process(
+        process_id=message.process_id,
+        pid=message.pid,
+        args=tuple(message.args),
+        terminal=message.terminal,
+        stdin=message.stdin,
+        exec_id=message.exec_id,
+        started=message.started,
+        spec=message.spec,
+    )
 
 
 def _unique(what: str, ids: Iterable[str]) -> None:

@@ -30,9 +30,18 @@ class NetworkCard:
 @dataclass(frozen=True, slots=True)
 class Process:
     process_id: str
+    """What the agent knows it by: see `agent_id`."""
     pid: int = 0
     """In the guest."""
     args: tuple[str, ...] = ()
+    terminal: bool = False
+    stdin: bool = False
+    exec_id: str = ""
+    """Of an exec session: the id that the caller uses; empty for an init and outside containers."""
+    started: bool = True
+    """False: an exec session that was added and has no process yet."""
+    spec: bytes = b""
+    """Of such a session: the OCI process as JSON."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +52,21 @@ class Container:
     """The id that the caller uses; replaced on each move."""
     pid: int = 0
     processes: tuple[Process, ...] = ()
+    """Its init first, then the exec sessions."""
     annotations: Mapping[str, str] = field(default_factory=dict)
+    layers: tuple[str, ...] = ()
+    """Device ids of the read-only disks of its root file system, the topmost first."""
+    writable: str = ""
+    """Device id of the disk that takes its changes; empty: guest memory."""
+    mounts: tuple[str, ...] = ()
+    """Device ids of the disks that its mounts of packed folders are on."""
+    started: bool = False
+    paused: bool = False
+
+
+def agent_id(guest_id: str, exec_id: str = "") -> str:
+    """What the agent calls a process of a container. No id of containerd's has a colon, so no two are the same."""
+    return f"{guest_id}:{exec_id}"
 
 
 @dataclass(frozen=True, slots=True)

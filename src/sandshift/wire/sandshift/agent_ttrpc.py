@@ -20,6 +20,17 @@ AGENT_WAIT_PROCESS: Final = ttrpc.Method("sandshift.agent.v1.Agent", "WaitProces
 AGENT_SIGNAL_PROCESS: Final = ttrpc.Method("sandshift.agent.v1.Agent", "SignalProcess", ttrpc.Shape.UNARY, agent_pb2.SignalProcessRequest, agent_pb2.SignalProcessResponse)
 AGENT_FORGET_PROCESS: Final = ttrpc.Method("sandshift.agent.v1.Agent", "ForgetProcess", ttrpc.Shape.UNARY, agent_pb2.ForgetProcessRequest, agent_pb2.ForgetProcessResponse)
 AGENT_LIST_PROCESSES: Final = ttrpc.Method("sandshift.agent.v1.Agent", "ListProcesses", ttrpc.Shape.UNARY, agent_pb2.ListProcessesRequest, agent_pb2.ListProcessesResponse)
+AGENT_RESIZE_TERMINAL: Final = ttrpc.Method("sandshift.agent.v1.Agent", "ResizeTerminal", ttrpc.Shape.UNARY, agent_pb2.ResizeTerminalRequest, agent_pb2.ResizeTerminalResponse)
+AGENT_PREPARE_POD: Final = ttrpc.Method("sandshift.agent.v1.Agent", "PreparePod", ttrpc.Shape.UNARY, agent_pb2.PreparePodRequest, agent_pb2.PreparePodResponse)
+AGENT_CREATE_CONTAINER: Final = ttrpc.Method("sandshift.agent.v1.Agent", "CreateContainer", ttrpc.Shape.UNARY, agent_pb2.CreateContainerRequest, agent_pb2.CreateContainerResponse)
+AGENT_START_CONTAINER: Final = ttrpc.Method("sandshift.agent.v1.Agent", "StartContainer", ttrpc.Shape.UNARY, agent_pb2.StartContainerRequest, agent_pb2.StartContainerResponse)
+AGENT_DELETE_CONTAINER: Final = ttrpc.Method("sandshift.agent.v1.Agent", "DeleteContainer", ttrpc.Shape.UNARY, agent_pb2.DeleteContainerRequest, agent_pb2.DeleteContainerResponse)
+AGENT_PAUSE_CONTAINER: Final = ttrpc.Method("sandshift.agent.v1.Agent", "PauseContainer", ttrpc.Shape.UNARY, agent_pb2.PauseContainerRequest, agent_pb2.PauseContainerResponse)
+AGENT_RESUME_CONTAINER: Final = ttrpc.Method("sandshift.agent.v1.Agent", "ResumeContainer", ttrpc.Shape.UNARY, agent_pb2.ResumeContainerRequest, agent_pb2.ResumeContainerResponse)
+AGENT_UPDATE_CONTAINER: Final = ttrpc.Method("sandshift.agent.v1.Agent", "UpdateContainer", ttrpc.Shape.UNARY, agent_pb2.UpdateContainerRequest, agent_pb2.UpdateContainerResponse)
+AGENT_CONTAINER_STATS: Final = ttrpc.Method("sandshift.agent.v1.Agent", "ContainerStats", ttrpc.Shape.UNARY, agent_pb2.ContainerStatsRequest, agent_pb2.ContainerStatsResponse)
+AGENT_CONTAINER_PIDS: Final = ttrpc.Method("sandshift.agent.v1.Agent", "ContainerPids", ttrpc.Shape.UNARY, agent_pb2.ContainerPidsRequest, agent_pb2.ContainerPidsResponse)
+AGENT_CONTAINER_EVENTS: Final = ttrpc.Method("sandshift.agent.v1.Agent", "ContainerEvents", ttrpc.Shape.SERVER_STREAM, agent_pb2.ContainerEventsRequest, agent_pb2.ContainerEventsResponse)
 AGENT_POWER_OFF: Final = ttrpc.Method("sandshift.agent.v1.Agent", "PowerOff", ttrpc.Shape.UNARY, agent_pb2.PowerOffRequest, agent_pb2.PowerOffResponse)
 
 
@@ -42,6 +53,17 @@ class AgentService(ttrpc.Service):
         (AGENT_SIGNAL_PROCESS, "signal_process"),
         (AGENT_FORGET_PROCESS, "forget_process"),
         (AGENT_LIST_PROCESSES, "list_processes"),
+        (AGENT_RESIZE_TERMINAL, "resize_terminal"),
+        (AGENT_PREPARE_POD, "prepare_pod"),
+        (AGENT_CREATE_CONTAINER, "create_container"),
+        (AGENT_START_CONTAINER, "start_container"),
+        (AGENT_DELETE_CONTAINER, "delete_container"),
+        (AGENT_PAUSE_CONTAINER, "pause_container"),
+        (AGENT_RESUME_CONTAINER, "resume_container"),
+        (AGENT_UPDATE_CONTAINER, "update_container"),
+        (AGENT_CONTAINER_STATS, "container_stats"),
+        (AGENT_CONTAINER_PIDS, "container_pids"),
+        (AGENT_CONTAINER_EVENTS, "container_events"),
         (AGENT_POWER_OFF, "power_off"),
     )
 
@@ -105,6 +127,68 @@ class AgentService(ttrpc.Service):
         self, request: agent_pb2.ListProcessesRequest, context: ttrpc.CallContext
     ) -> agent_pb2.ListProcessesResponse:
         raise ttrpc.unimplemented(AGENT_LIST_PROCESSES)
+
+    async def resize_terminal(
+        self, request: agent_pb2.ResizeTerminalRequest, context: ttrpc.CallContext
+    ) -> agent_pb2.ResizeTerminalResponse:
+        """Sets the size of a process's terminal, in characters."""
+        raise ttrpc.unimplemented(AGENT_RESIZE_TERMINAL)
+
+    async def prepare_pod(
+        self, request: agent_pb2.PreparePodRequest, context: ttrpc.CallContext
+    ) -> agent_pb2.PreparePodResponse:
+        """What all containers of the pod share: files, /dev/shm, kernel settings. Before the first container."""
+        raise ttrpc.unimplemented(AGENT_PREPARE_POD)
+
+    async def create_container(
+        self, request: agent_pb2.CreateContainerRequest, context: ttrpc.CallContext
+    ) -> agent_pb2.CreateContainerResponse:
+        """Mounts the root file system, and makes the container with its init process, which waits for StartContainer (runc
+        create). The init is a process like those of StartProcess, under the id "CONTAINER_ID:".
+        """
+        raise ttrpc.unimplemented(AGENT_CREATE_CONTAINER)
+
+    async def start_container(
+        self, request: agent_pb2.StartContainerRequest, context: ttrpc.CallContext
+    ) -> agent_pb2.StartContainerResponse:
+        raise ttrpc.unimplemented(AGENT_START_CONTAINER)
+
+    async def delete_container(
+        self, request: agent_pb2.DeleteContainerRequest, context: ttrpc.CallContext
+    ) -> agent_pb2.DeleteContainerResponse:
+        """Removes a container whose init has ended, and lets go of its disks. The init process stays until ForgetProcess."""
+        raise ttrpc.unimplemented(AGENT_DELETE_CONTAINER)
+
+    async def pause_container(
+        self, request: agent_pb2.PauseContainerRequest, context: ttrpc.CallContext
+    ) -> agent_pb2.PauseContainerResponse:
+        raise ttrpc.unimplemented(AGENT_PAUSE_CONTAINER)
+
+    async def resume_container(
+        self, request: agent_pb2.ResumeContainerRequest, context: ttrpc.CallContext
+    ) -> agent_pb2.ResumeContainerResponse:
+        raise ttrpc.unimplemented(AGENT_RESUME_CONTAINER)
+
+    async def update_container(
+        self, request: agent_pb2.UpdateContainerRequest, context: ttrpc.CallContext
+    ) -> agent_pb2.UpdateContainerResponse:
+        raise ttrpc.unimplemented(AGENT_UPDATE_CONTAINER)
+
+    async def container_stats(
+        self, request: agent_pb2.ContainerStatsRequest, context: ttrpc.CallContext
+    ) -> agent_pb2.ContainerStatsResponse:
+        raise ttrpc.unimplemented(AGENT_CONTAINER_STATS)
+
+    async def container_pids(
+        self, request: agent_pb2.ContainerPidsRequest, context: ttrpc.CallContext
+    ) -> agent_pb2.ContainerPidsResponse:
+        raise ttrpc.unimplemented(AGENT_CONTAINER_PIDS)
+
+    def container_events(
+        self, request: agent_pb2.ContainerEventsRequest, context: ttrpc.CallContext
+    ) -> AsyncIterator[agent_pb2.ContainerEventsResponse]:
+        """What happened to containers beyond their processes' ends, from a number on, as it comes."""
+        raise ttrpc.unimplemented(AGENT_CONTAINER_EVENTS)
 
     async def power_off(
         self, request: agent_pb2.PowerOffRequest, context: ttrpc.CallContext
@@ -181,6 +265,68 @@ class AgentClient:
         self, request: agent_pb2.ListProcessesRequest, *, timeout_s: float | None = None, metadata: Mapping[str, str] | None = None
     ) -> Coroutine[Any, Any, agent_pb2.ListProcessesResponse]:
         return self._client.unary(AGENT_LIST_PROCESSES, request, timeout_s=timeout_s, metadata=metadata)
+
+    def resize_terminal(
+        self, request: agent_pb2.ResizeTerminalRequest, *, timeout_s: float | None = None, metadata: Mapping[str, str] | None = None
+    ) -> Coroutine[Any, Any, agent_pb2.ResizeTerminalResponse]:
+        """Sets the size of a process's terminal, in characters."""
+        return self._client.unary(AGENT_RESIZE_TERMINAL, request, timeout_s=timeout_s, metadata=metadata)
+
+    def prepare_pod(
+        self, request: agent_pb2.PreparePodRequest, *, timeout_s: float | None = None, metadata: Mapping[str, str] | None = None
+    ) -> Coroutine[Any, Any, agent_pb2.PreparePodResponse]:
+        """What all containers of the pod share: files, /dev/shm, kernel settings. Before the first container."""
+        return self._client.unary(AGENT_PREPARE_POD, request, timeout_s=timeout_s, metadata=metadata)
+
+    def create_container(
+        self, request: agent_pb2.CreateContainerRequest, *, timeout_s: float | None = None, metadata: Mapping[str, str] | None = None
+    ) -> Coroutine[Any, Any, agent_pb2.CreateContainerResponse]:
+        """Mounts the root file system, and makes the container with its init process, which waits for StartContainer (runc
+        create). The init is a process like those of StartProcess, under the id "CONTAINER_ID:".
+        """
+        return self._client.unary(AGENT_CREATE_CONTAINER, request, timeout_s=timeout_s, metadata=metadata)
+
+    def start_container(
+        self, request: agent_pb2.StartContainerRequest, *, timeout_s: float | None = None, metadata: Mapping[str, str] | None = None
+    ) -> Coroutine[Any, Any, agent_pb2.StartContainerResponse]:
+        return self._client.unary(AGENT_START_CONTAINER, request, timeout_s=timeout_s, metadata=metadata)
+
+    def delete_container(
+        self, request: agent_pb2.DeleteContainerRequest, *, timeout_s: float | None = None, metadata: Mapping[str, str] | None = None
+    ) -> Coroutine[Any, Any, agent_pb2.DeleteContainerResponse]:
+        """Removes a container whose init has ended, and lets go of its disks. The init process stays until ForgetProcess."""
+        return self._client.unary(AGENT_DELETE_CONTAINER, request, timeout_s=timeout_s, metadata=metadata)
+
+    def pause_container(
+        self, request: agent_pb2.PauseContainerRequest, *, timeout_s: float | None = None, metadata: Mapping[str, str] | None = None
+    ) -> Coroutine[Any, Any, agent_pb2.PauseContainerResponse]:
+        return self._client.unary(AGENT_PAUSE_CONTAINER, request, timeout_s=timeout_s, metadata=metadata)
+
+    def resume_container(
+        self, request: agent_pb2.ResumeContainerRequest, *, timeout_s: float | None = None, metadata: Mapping[str, str] | None = None
+    ) -> Coroutine[Any, Any, agent_pb2.ResumeContainerResponse]:
+        return self._client.unary(AGENT_RESUME_CONTAINER, request, timeout_s=timeout_s, metadata=metadata)
+
+    def update_container(
+        self, request: agent_pb2.UpdateContainerRequest, *, timeout_s: float | None = None, metadata: Mapping[str, str] | None = None
+    ) -> Coroutine[Any, Any, agent_pb2.UpdateContainerResponse]:
+        return self._client.unary(AGENT_UPDATE_CONTAINER, request, timeout_s=timeout_s, metadata=metadata)
+
+    def container_stats(
+        self, request: agent_pb2.ContainerStatsRequest, *, timeout_s: float | None = None, metadata: Mapping[str, str] | None = None
+    ) -> Coroutine[Any, Any, agent_pb2.ContainerStatsResponse]:
+        return self._client.unary(AGENT_CONTAINER_STATS, request, timeout_s=timeout_s, metadata=metadata)
+
+    def container_pids(
+        self, request: agent_pb2.ContainerPidsRequest, *, timeout_s: float | None = None, metadata: Mapping[str, str] | None = None
+    ) -> Coroutine[Any, Any, agent_pb2.ContainerPidsResponse]:
+        return self._client.unary(AGENT_CONTAINER_PIDS, request, timeout_s=timeout_s, metadata=metadata)
+
+    def container_events(
+        self, request: agent_pb2.ContainerEventsRequest, *, timeout_s: float | None = None, metadata: Mapping[str, str] | None = None
+    ) -> ttrpc.ResponseStream[agent_pb2.ContainerEventsResponse]:
+        """What happened to containers beyond their processes' ends, from a number on, as it comes."""
+        return self._client.server_stream(AGENT_CONTAINER_EVENTS, request, timeout_s=timeout_s, metadata=metadata)
 
     def power_off(
         self, request: agent_pb2.PowerOffRequest, *, timeout_s: float | None = None, metadata: Mapping[str, str] | None = None

@@ -318,15 +318,34 @@ class Container(_message.Message):
     PID_FIELD_NUMBER: _builtins.int
     PROCESSES_FIELD_NUMBER: _builtins.int
     ANNOTATIONS_FIELD_NUMBER: _builtins.int
+    LAYERS_FIELD_NUMBER: _builtins.int
+    WRITABLE_FIELD_NUMBER: _builtins.int
+    STARTED_FIELD_NUMBER: _builtins.int
+    PAUSED_FIELD_NUMBER: _builtins.int
+    MOUNTS_FIELD_NUMBER: _builtins.int
     guest_id: _builtins.str
     """The id that the guest knows; it never changes."""
     container_id: _builtins.str
     """The id that the caller uses; replaced on each move."""
     pid: _builtins.int
+    writable: _builtins.str
+    """Device id of the disk that takes its changes; empty: guest memory."""
+    started: _builtins.bool
+    paused: _builtins.bool
     @_builtins.property
-    def processes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Process]: ...
+    def processes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Process]:
+        """Its init first, then the exec sessions."""
+
     @_builtins.property
     def annotations(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    @_builtins.property
+    def layers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Device ids of the read-only disks of its root file system and mounts, the topmost first."""
+
+    @_builtins.property
+    def mounts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Where its mounts of packed folders are: device ids."""
+
     def __init__(
         self,
         *,
@@ -335,10 +354,15 @@ class Container(_message.Message):
         pid: _builtins.int = ...,
         processes: _abc.Iterable[Global___Process] | None = ...,
         annotations: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        layers: _abc.Iterable[_builtins.str] | None = ...,
+        writable: _builtins.str = ...,
+        started: _builtins.bool = ...,
+        paused: _builtins.bool = ...,
+        mounts: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["annotations", b"annotations", "container_id", b"container_id", "guest_id", b"guest_id", "pid", b"pid", "processes", b"processes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["annotations", b"annotations", "container_id", b"container_id", "guest_id", b"guest_id", "layers", b"layers", "mounts", b"mounts", "paused", b"paused", "pid", b"pid", "processes", b"processes", "started", b"started", "writable", b"writable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -351,8 +375,22 @@ class Process(_message.Message):
     PROCESS_ID_FIELD_NUMBER: _builtins.int
     PID_FIELD_NUMBER: _builtins.int
     ARGS_FIELD_NUMBER: _builtins.int
+    TERMINAL_FIELD_NUMBER: _builtins.int
+    STDIN_FIELD_NUMBER: _builtins.int
+    EXEC_ID_FIELD_NUMBER: _builtins.int
+    STARTED_FIELD_NUMBER: _builtins.int
+    SPEC_FIELD_NUMBER: _builtins.int
     process_id: _builtins.str
+    """What the agent knows it by: in a container "GUEST_ID:EXEC_ID", without an exec id for its init."""
     pid: _builtins.int
+    terminal: _builtins.bool
+    stdin: _builtins.bool
+    exec_id: _builtins.str
+    """"exec" sessions: the id that the caller uses."""
+    started: _builtins.bool
+    """Started; an exec session that was only added has no process yet."""
+    spec: _builtins.bytes
+    """The OCI process as JSON of an exec session that was added and not started."""
     @_builtins.property
     def args(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -361,10 +399,15 @@ class Process(_message.Message):
         process_id: _builtins.str = ...,
         pid: _builtins.int = ...,
         args: _abc.Iterable[_builtins.str] | None = ...,
+        terminal: _builtins.bool = ...,
+        stdin: _builtins.bool = ...,
+        exec_id: _builtins.str = ...,
+        started: _builtins.bool = ...,
+        spec: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "pid", b"pid", "process_id", b"process_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "exec_id", b"exec_id", "pid", b"pid", "process_id", b"process_id", "spec", b"spec", "started", b"started", "stdin", b"stdin", "terminal", b"terminal"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
