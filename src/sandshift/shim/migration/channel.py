@@ -34,6 +34,7 @@ class Channel:
         self._reader = FrameReader()
         self._unsent = bytearray()
         self._writable = False
+        self._paused = False
         self._on_frame: Callable[[bytes], None] = lambda _data: None
         self._on_lost: Callable[[str], None] = lambda _why: None
         self.lost = False
@@ -56,6 +57,18 @@ class Channel:
         self._socket = socket.socket(fileno=os.dup(self._descriptor))
         self._socket.setblocking(False)  # noqa: FBT003 - its only form
         asyncio.get_running_loop().add_reader(self._socket, self._on_readable)
+
+    def pause(self) -> None:
+        """Read no more until `go_on`: the peer's frames wait in its own socket. Idempotent."""
+        if self._socket is not None and not self._paused:
+            self._paused = True
+            asyncio.get_running_loop().remove_reader(self._socket)
+
+    def go_on(self) -> None:
+        """Read again. Idempotent."""
+        if self._socket is not None and self._paused:
+            self._paused = False
+            asyncio.get_running_loop().add_reader(self._socket, self._on_readable)
 
     def send(self, signed: bytes) -> None:
         """Send one frame, at best effort: a channel that is lost, or takes nothing, loses it."""
@@ -99,10 +112,12 @@ class Channel:
                     return  # What follows a frame that was refused is not looked at.
                 self._on_frame(one)
         except PeerProtocolError as error:
-            self._lose(error.message)
+            self.refuse(error.message)
 
     def refuse(self, why: str) -> None:
-        """The peer does not speak as agreed: close."""
+        """The peer does not speak as agreed: end the connection, also for the copy that the VM process keeps."""
+        if not self.lost:
+            self._shut_down()
         self._lose(why)
 
     def _lose(self, why: str) -> None:
@@ -116,9 +131,12 @@ class Channel:
         """End the connection for everybody who holds a copy, the VM processes too: a transfer that is to be ended."""
         if self.lost:
             return  # The number may be another's by now.
+        self._shut_down()
+        self.close()
+
+    def _shut_down(self) -> None:
         with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self._descriptor)) as held:
             held.shutdown(socket.SHUT_RDWR)
-        self.close()
 
     def close(self) -> None:
         """Let go of our copy. Idempotent."""

@@ -57,6 +57,8 @@ from sandshift.vmm.machine import Machine
 log = logging.getLogger(__name__)
 
 MEMORY_DIFFERS: Final = "the guest's memory here is not the source's: their digests differ"
+FRAMES_WAITING_MAX: Final = 64
+"""Frames that were read and are not handled yet. Beyond it no more are read: a peer that floods fills its own socket."""
 
 
 def first_ask_number() -> int:
@@ -281,6 +283,8 @@ class Session:
         self._background.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("session %s: %s", self.session_id, error, exc_info=error)
+        if self.channel is not None and len(self._background) < FRAMES_WAITING_MAX:
+            self.channel.go_on()
 
     # The protocol's steps
 
@@ -375,6 +379,8 @@ class Session:
         if not self._host.believes(statement):
             self.feed_soon(TransferFailed(MEMORY_DIFFERS))
         self.feed_soon(FrameRead(statement))
+        if self.channel is not None and len(self._background) >= FRAMES_WAITING_MAX:
+            self.channel.pause()
 
     def _on_channel_lost(self, _why: str) -> None:
         self.feed_soon(ChannelLost())
