@@ -56,6 +56,8 @@ class FakeGuest:
         try:
             async with asyncio.timeout(self._reply_s):
                 await self._process.runs.wait()
+                if self._process.faults.hang:
+                    await asyncio.Event().wait()
         except TimeoutError as error:
             raise Unavailable(f"the guest's agent did not answer within {self._reply_s:g} s") from error
 
@@ -332,8 +334,11 @@ class TwoHosts:
         """Hand both sides their ends; ours are closed."""
         source, destination = channel()
         with source, destination:
-            await self.d.give_socket(self.session, destination)
-            await self.s.give_socket(self.session, source)
+            await self.give_both(source, destination)
+
+    async def give_both(self, source: socket.socket, destination: socket.socket) -> None:
+        await self.d.give_socket(self.session, destination)
+        await self.s.give_socket(self.session, source)
 
     async def transfer(self) -> None:
         request = m.TransferSandboxRequest(session_id=self.session)

@@ -46,19 +46,27 @@ def copy_descriptor(pid: int, descriptor: int) -> int:
 def facts_of(copy: int) -> SocketFacts:
     """Raises Rejected if it is not a socket at all."""
     try:
-        with socket.socket(fileno=os.dup(copy)) as held:
-            cookie = int.from_bytes(held.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8), "little")
-            return SocketFacts(
-                cookie=cookie,
-                family=held.getsockopt(socket.SOL_SOCKET, socket.SO_DOMAIN),
-                type=held.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE),
-                protocol=held.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL),
-                connected=_is_connected(held),
-            )
+        held = socket.socket(fileno=copy)
     except OSError as error:
         if error.errno == errno.ENOTSOCK:
             raise Rejected("protocol_info: fd is not a socket") from error
         raise Unavailable(f"the handed socket cannot be looked at: {error.strerror}") from error
+    try:
+        return _facts(held)
+    except OSError as error:
+        raise Unavailable(f"the handed socket cannot be looked at: {error.strerror}") from error
+    finally:
+        held.detach()  # `copy` is the caller's.
+
+
+def _facts(held: socket.socket) -> SocketFacts:
+    return SocketFacts(
+        cookie=int.from_bytes(held.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8), "little"),
+        family=held.getsockopt(socket.SOL_SOCKET, socket.SO_DOMAIN),
+        type=held.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE),
+        protocol=held.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL),
+        connected=_is_connected(held),
+    )
 
 
 def _is_connected(held: socket.socket) -> bool:
