@@ -15,6 +15,7 @@ from typing import Final
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from sandshift.errors import Rejected
+from sandshift.identifiers import identifier, shown
 from sandshift.sandbox.model import Container, NetworkCard, Process, Sandbox
 from sandshift.sandbox.shape import Device, MachineShape
 from sandshift.wire.sandshift import state_pb2
@@ -192,7 +193,25 @@ def _container_to_proto(container: Container) -> state_pb2.Container:
     )
 
 
+def process_id(value: str) -> str:
+    """What the agent may call a process: its name here becomes a file's, so it is held to the rule wherever it comes from.
+
+    Raises:
+        Rejected: it is neither an identifier nor two joined by a colon (`model.agent_id`), the second perhaps empty.
+    """
+    container, _, exec_id = value.partition(":")
+    for part in (container, exec_id) if exec_id else (container,):
+        try:
+            identifier("process id", part)
+        except Rejected as error:
+            raise Rejected(f"process id {shown(value)}: {error.message}") from None
+    return value
+
+
 def _container_from_proto(message: state_pb2.Container) -> Container:
+    for name in ("guest_id", "container_id"):
+        if value := getattr(message, name):
+            identifier(f"saved state: {name}", value)
     return Container(
         guest_id=message.guest_id,
         container_id=message.container_id,
@@ -221,6 +240,8 @@ def _process_to_proto(process: Process) -> state_pb2.Process:
 
 
 def _process_from_proto(message: state_pb2.Process) -> Process:
+    if message.process_id:
+        process_id(message.process_id)
     return Process(
         process_id=message.process_id,
         pid=message.pid,

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from sandshift.errors import AlreadyThere, NotFound, SandshiftError
 from sandshift.guest.client import Guest
+from sandshift.sandbox import codec
 from sandshift.sandbox.model import Process
 from sandshift.shim.output import NAME_PATTERN, STREAMS, OutputFile, files_in
 
@@ -88,9 +89,13 @@ class Processes:
     def adopt(
         self, process_id: str, pid: int, args: Iterable[str], bases: Mapping[int, int]
     ) -> FollowedProcess:
-        """Know a process that exists in the guest; its output is followed from `bases` (stream -> offset) on."""
+        """Know a process that exists in the guest; its output is followed from `bases` (stream -> offset) on.
+
+        Raises Rejected for an id that is none: it may be the guest's word, and becomes the name of a file of this host.
+        """
         if process_id in self._all:
             return self._all[process_id]
+        codec.process_id(process_id)
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         process = FollowedProcess(process_id, pid, tuple(args), self._folder, bases)
         self._all[process_id] = process

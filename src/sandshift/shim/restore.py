@@ -91,7 +91,10 @@ async def follow_again(sandbox: LiveSandbox) -> None:
         log.warning("the agent of sandbox %s does not answer: %s", sandbox.sandbox_id, error)
         return
     for process in processes:
-        sandbox.processes.adopt(
-            process.process_id, process.pid, process.args, bases.get(process.process_id, {})
-        )
+        try:
+            sandbox.processes.adopt(
+                process.process_id, process.pid, process.args, bases.get(process.process_id, {})
+            )
+        except SandshiftError as error:
+            log.warning("sandbox %s: a process is not followed: %s", sandbox.sandbox_id, error)
     sandbox.processes.follow(sandbox.guest)
