@@ -17,6 +17,7 @@ from sandshift.conformance.runner import FAILED, PASSED, SKIPPED, Result, Suite,
 from sandshift.conformance.target import Target
 from tests.conformance import mutants
 from tests.conformance.fakes import House, scratch_folder
+from tests.conformance.mutant import Mutant, caught_by
 
 CELL = "cell "
 
@@ -26,8 +27,8 @@ class Figures:
     """What the run ends with."""
 
     results: dict[str, Result] = field(default_factory=dict)
-    tried: list[mutants.Mutant] = field(default_factory=list)
-    survivors: list[mutants.Mutant] = field(default_factory=list)
+    tried: list[Mutant] = field(default_factory=list)
+    survivors: list[Mutant] = field(default_factory=list)
 
     @property
     def good(self) -> bool:
@@ -72,11 +73,10 @@ async def run_suite(target: Target, only: str) -> Result:
 
 
 async def run_mutants(house: House, only: str, figures: Figures) -> None:
-    suite = Suite(house, case_s=mutants.CASE_S)
     for mutant in mutants.everyone():
         if only and only not in mutant.name and not any(only in name for name in mutant.cases):
             continue
-        noticed = await mutants.caught_by(mutant, suite)
+        noticed = await caught_by(mutant, house)
         figures.tried.append(mutant)
         if not noticed:
             figures.survivors.append(mutant)

@@ -12,10 +12,28 @@ from typing import Any, Final, Self
 
 from sandshift.config import Limits
 from sandshift.conformance.side import Side
-from tests.shim.house import FakeHost, HostClient
+from sandshift.conformance.target import GuestDoes
+from sandshift.sandbox.model import MIGRATION_ANNOTATION
+from sandshift.session.states import State
+from sandshift.wire.containerd import sandbox_pb2
+from tests.shim.house import SANDBOX, FakeHost, HostClient
 
-LIMITS: Final = {"stall_s": 0.8, "orphan_s": 4.0, "handover_frame_s": 0.3, "subscribers_max": 16}
-"""Short enough to be waited for."""
+LIMITS: Final = {
+    "stall_s": 0.8,
+    "orphan_s": 4.0,
+    "cancel_s": 2.0,
+    "qmp_command_s": 5.0,
+    "agent_reply_s": 0.6,
+    "handover_frame_s": 0.3,
+    "subscribers_max": 16,
+}
+"""Short enough to be waited for. A VM's silence outlasts the bound of a Cancel, so that each can be told from the other."""
+WRITTEN_PAGES: Final = 2048
+"""What a guest that writes without end goes over: more than is sent in a millisecond."""
+PAGES_PER_S: Final = 5_000_000.0
+LOOK_S: Final = 0.005
+END_S: Final = 0.3
+"""How long after the first bytes a guest ends itself that was told to."""
 
 
 def scratch_folder() -> tempfile.TemporaryDirectory[str]:
@@ -32,6 +50,7 @@ class House:
         self._count = 0
         self.hosts: dict[Side, FakeHost] = {}
         self.limits: Mapping[str, float] = LIMITS
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
         await self.reset()
@@ -45,6 +64,13 @@ class House:
         return {side: host.socket_path for side, host in self.hosts.items()}
 
     async def reset(self) -> bool:
+        await self._fresh({})
+        return True
+
+    async def pin(self) -> None:
+        await self._fresh({MIGRATION_ANNOTATION: "false"})
+
+    async def _fresh(self, annotations: Mapping[str, str]) -> None:
         await self._take_down()
         self._count += 1
         folder = self._folder / str(self._count)
@@ -54,11 +80,14 @@ class House:
         for side, host in self.hosts.items():
             await host.start()
             client: HostClient = await host.client()
-            await (client.start_sandbox() if side is Side.SOURCE else client.await_sandbox())
+            await (_start(client, annotations) if side is Side.SOURCE else client.await_sandbox())
             await client.connection.close()
-        return True
 
     async def _take_down(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()
         for host in self.hosts.values():
             if host.server is not None:
                 await host.stop()
@@ -91,3 +120,40 @@ class House:
         finally:
             released.set()
             machine.migration_info = original
+
+    async def guest(self, does: GuestDoes) -> None:
+        process = self.hosts[Side.SOURCE].process
+        guest = process.look()
+        guest.working_set, guest.pages_per_s = WRITTEN_PAGES, PAGES_PER_S
+        if (
+            does is not GuestDoes.WRITE
+        ):  # It writes on until then: a guest that was sent already cannot end itself.
+            self._tasks.append(asyncio.create_task(self._end_guest(does), name=f"guest {does.value}"))
+
+    async def _end_guest(self, does: GuestDoes) -> None:
+        """Soon after both sides transfer: the suite lets only the first bytes pass until it has heard of this."""
+        while not all(self._state(side) is State.TRANSFERRING for side in Side):
+            await asyncio.sleep(LOOK_S)
+        await asyncio.sleep(END_S)
+        reason = "guest-reset" if does is GuestDoes.REBOOT else "guest-shutdown"
+        self.hosts[Side.SOURCE].process.power_off(reason=reason)
+
+    def _state(self, side: Side) -> State | None:
+        server = self.hosts[side].server
+        return server.desk.standing.state if server is not None else None
+
+    @contextlib.asynccontextmanager
+    async def silent(self, side: Side) -> AsyncIterator[None]:
+        faults = self.hosts[side].process.faults
+        faults.give_up_s = LIMITS["qmp_command_s"]
+        faults.hang = True
+        try:
+            yield
+        finally:
+            faults.hang = False
+
+
+async def _start(client: HostClient, annotations: Mapping[str, str]) -> None:
+    request = sandbox_pb2.CreateSandboxRequest(sandbox_id=SANDBOX, annotations=annotations)
+    await client.sandbox.create_sandbox(request)
+    await client.sandbox.start_sandbox(sandbox_pb2.StartSandboxRequest(sandbox_id=SANDBOX))

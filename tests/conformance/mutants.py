@@ -9,16 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-from sandshift.conformance import CASES
 from sandshift.conformance.answers import OK
 from sandshift.conformance.cells import BY_RIGHT, name_of
-from sandshift.conformance.runner import FAILED, Suite
 from sandshift.conformance.table import CELLS, COLUMNS, STATES, sides_of
 from sandshift.errors import IllegalMove, SandshiftError
 from sandshift.session import options as option_rules
@@ -31,20 +29,8 @@ from sandshift.shim import sandbox_service, serve
 from sandshift.shim.migration import desk, opening, pacing, session, side, source
 from sandshift.shim.migration.destination import Destination
 from sandshift.shim.sandbox import Life, LiveSandbox
-
-CASE_S = 6.0
-Patch = Callable[[], contextlib.AbstractContextManager[Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class Mutant:
-    """`patch` makes the fault while it is entered; one of `cases` must fail then."""
-
-    name: str
-    about: str
-    patch: Patch
-    cases: tuple[str, ...]
-
+from tests.conformance import mutants_aided  # noqa: F401 - registers its own
+from tests.conformance.mutant import MUTANTS, Mutant, Patch, instead, nothing, wrong
 
 # One for every cell ---------------------------------------------------------------------------------------------------
 
@@ -86,26 +72,8 @@ def cells() -> Iterator[Mutant]:
 
 # Promises and defects -------------------------------------------------------------------------------------------------
 
-MUTANTS: list[Mutant] = []
 
-
-def _wrong(about: str, name: str, *cases: str) -> Callable[[Patch], Patch]:
-    def register(patch: Patch) -> Patch:
-        MUTANTS.append(Mutant(name, about, patch, cases))
-        return patch
-
-    return register
-
-
-def _instead(owner: Any, name: str, stand_in: Any) -> contextlib.AbstractContextManager[Any]:
-    return mock.patch.object(owner, name, stand_in)
-
-
-async def _nothing(*_what: Any, **_named: Any) -> None:
-    return
-
-
-@_wrong(
+@wrong(
     "4.1",
     "nothing is checked before the export",
     "export of a sandbox that cannot move is refused at once and changes nothing",
@@ -114,24 +82,24 @@ def _unchecked() -> Any:
     async def none(_sandbox: Any) -> list[Any]:
         return []
 
-    return _instead(opening, "source_blockers", none)
+    return instead(opening, "source_blockers", none)
 
 
-@_wrong("4.2", "the saved state's digest is not compared", "a saved state that was damaged is DATA_LOSS")
+@wrong("4.2", "the saved state's digest is not compared", "a saved state that was damaged is DATA_LOSS")
 def _undigested() -> Any:
-    return _instead(saved, "hmac", SimpleNamespace(compare_digest=lambda *_two: True))
+    return instead(saved, "hmac", SimpleNamespace(compare_digest=lambda *_two: True))
 
 
-@_wrong(
+@wrong(
     "4.2",
     "the saved state's version is not looked at",
     "a saved state of a version that is not read is refused with both ranges",
 )
 def _any_version() -> Any:
-    return _instead(saved, "_check_versions", lambda _envelope: None)
+    return instead(saved, "_check_versions", lambda _envelope: None)
 
 
-@_wrong(
+@wrong(
     "hcsshim 9e.28",
     "only the very same version is read",
     "a saved state of a version that old readers may read is read",
@@ -141,15 +109,15 @@ def _strict_version() -> Any:
         if envelope.schema_version != saved.SCHEMA_VERSION:
             raise IllegalMove("another version")
 
-    return _instead(saved, "_check_versions", strict)
+    return instead(saved, "_check_versions", strict)
 
 
-@_wrong("4.3", "any sandbox_id is taken", "import with another sandbox_id than the shim's is refused")
+@wrong("4.3", "any sandbox_id is taken", "import with another sandbox_id than the shim's is refused")
 def _any_sandbox() -> Any:
-    return _instead(saved, "_named_sandbox", lambda _raw, own: own)
+    return instead(saved, "_named_sandbox", lambda _raw, own: own)
 
 
-@_wrong(
+@wrong(
     "4.5",
     "only the first blocker is named",
     "prepare names every blocker, changes nothing, and can be tried again",
@@ -161,19 +129,19 @@ def _first_blocker() -> Any:
         blockers, warnings = await whole(*what, **named)
         return blockers[:1], warnings
 
-    return _instead(opening, "destination_blockers", first)
+    return instead(opening, "destination_blockers", first)
 
 
-@_wrong(
+@wrong(
     "4.6",
     "the copied socket is not compared with its description",
     "a socket other than the one described is refused and harms nothing",
 )
 def _any_socket() -> Any:
-    return _instead(side, "check_descriptor", lambda _descriptor, _facts: None)
+    return instead(side, "check_descriptor", lambda _descriptor, _facts: None)
 
 
-@_wrong("4.7", "the transfer ends with its caller", "transfer of a client that goes away goes on")
+@wrong("4.7", "the transfer ends with its caller", "transfer of a client that goes away goes on")
 def _callers_transfer() -> Any:
     whole = desk.Desk.transfer
 
@@ -184,10 +152,10 @@ def _callers_transfer() -> Any:
             self._tasks.add(asyncio.get_running_loop().create_task(self._cancel(session_id)))
             raise
 
-    return _instead(desk.Desk, "transfer", tied)
+    return instead(desk.Desk, "transfer", tied)
 
 
-@_wrong(
+@wrong(
     "4.7",
     "the destination receives only when it is called",
     "transfer on the source first, then on the destination",
@@ -196,22 +164,22 @@ def _called_receiver() -> Any:
     whole = desk.Desk._give_socket
 
     async def silent(self: desk.Desk, session_id: str, descriptor: Any) -> None:
-        with _instead(Destination, "begin_transfer", lambda *_what: None):
+        with instead(Destination, "begin_transfer", lambda *_what: None):
             await whole(self, session_id, descriptor)
 
-    return _instead(desk.Desk, "_give_socket", silent)
+    return instead(desk.Desk, "_give_socket", silent)
 
 
-@_wrong(
+@wrong(
     "4.7",
     "the destination's call waits for a source that was not called",
     "transfer on the destination first, then on the source",
 )
 def _patient_destination() -> Any:
-    return _instead(desk, "ARRIVAL_S", 3600.0)
+    return instead(desk, "ARRIVAL_S", 3600.0)
 
 
-@_wrong(
+@wrong(
     "hcsshim 9a.1",
     "TransferSandbox answers at once and swallows failures",
     "transfer whose channel breaks answers UNAVAILABLE",
@@ -221,15 +189,15 @@ def _hasty() -> Any:
         await self.begin_transfer(session_id, *bounds)
         self.require_active().head_was_seen()
 
-    return _instead(desk.Desk, "transfer", hasty)
+    return instead(desk.Desk, "transfer", hasty)
 
 
-@_wrong(
+@wrong(
     "4.8",
     "a new subscriber hears the newest alone",
     "notifications are recorded from the start and told to whoever comes",
 )
-@_wrong(
+@wrong(
     "hcsshim 9d.26",
     "only the last event is replayed",
     "notifications have ids that strictly increase, and their times",
@@ -244,19 +212,19 @@ def _newest_alone() -> Any:
             if entry.message_id >= last:
                 yield entry
 
-    return _instead(session.Session, "entries", newest)
+    return instead(session.Session, "entries", newest)
 
 
-@_wrong(
+@wrong(
     "hcsshim 9d.26",
     "the stream is not closed at the session's end",
     "the stream of notifications ends when Cleanup ends the session",
 )
 def _endless() -> Any:
-    return _instead(session.Session, "close_record", lambda _self: None)
+    return instead(session.Session, "close_record", lambda _self: None)
 
 
-@_wrong(
+@wrong(
     "hcsshim 9a.2", "start_time is not the transfer's", "notifications before the transfer have no start_time"
 )
 def _early_start() -> Any:
@@ -267,11 +235,11 @@ def _early_start() -> Any:
         record.transfer_started(1)
         return record
 
-    return _instead(opening, "Record", started)
+    return instead(opening, "Record", started)
 
 
-@_wrong("4.9", "a cancellation is told as a failure of the source", "phases of a cancellation")
-@_wrong(
+@wrong("4.9", "a cancellation is told as a failure of the source", "phases of a cancellation")
+@wrong(
     "hcsshim 9b.13",
     "a Cancel yields SOURCE_FAILED",
     "the stream of notifications ends when Cleanup ends the session",
@@ -284,29 +252,29 @@ def _blamed() -> Any:
             return Told(Phase.FAILED, PhaseState.SOURCE_FAILED)
         return whole(outcome, *what, **named)
 
-    return _instead(phases, "ending", blamed)
+    return instead(phases, "ending", blamed)
 
 
-@_wrong("4.9", "a roll-back is not told", "phases of a roll-back")
+@wrong("4.9", "a roll-back is not told", "phases of a roll-back")
 def _silent_recovery() -> Any:
-    return _instead(source.Source, "rolled_back", _nothing)
+    return instead(source.Source, "rolled_back", nothing)
 
 
-@_wrong(
+@wrong(
     "4.10",
     "Cancel answers while the transfer goes on",
     "Cancel is done when it answers, and closes the transport",
 )
-@_wrong(
+@wrong(
     "hcsshim 9a.3",
     "Cancel leaves the transport open",
     "Cancel is done when it answers, and closes the transport",
 )
 def _still_going() -> Any:
-    return _instead(source.Source, "stop_transfer", _nothing)
+    return instead(source.Source, "stop_transfer", nothing)
 
 
-@_wrong("hcsshim 9b.15", "a second Cancel answers before the first is done", "cell Cancelling x Cancel (SRC)")
+@wrong("hcsshim 9b.15", "a second Cancel answers before the first is done", "cell Cancelling x Cancel (SRC)")
 def _hasty_cancel() -> Any:
     whole = desk.Desk.cancel
 
@@ -314,22 +282,22 @@ def _hasty_cancel() -> Any:
         if self.standing.state is not State.CANCELLING:
             await whole(self, session_id)
 
-    return _instead(desk.Desk, "cancel", hasty)
+    return instead(desk.Desk, "cancel", hasty)
 
 
-@_wrong(
+@wrong(
     "hcsshim 9b.12", "Cancel is taken after Finalize", "Cancel after Finalize is refused and changes nothing"
 )
 def _late_cancel() -> Any:
     return _cell("Finalized", "Cancel")()
 
 
-@_wrong(
+@wrong(
     "4.11",
     "a Finalize that failed cannot be tried again",
     "Finalize that failed can be tried until it succeeds",
 )
-@_wrong("hcsshim 9b.8", "no retry of Finalize(RESUME)", "Finalize that failed can be tried until it succeeds")
+@wrong("hcsshim 9b.8", "no retry of Finalize(RESUME)", "Finalize that failed can be tried until it succeeds")
 def _one_try() -> Any:
     whole, failed = desk.Desk._finalize, set()
 
@@ -342,15 +310,15 @@ def _one_try() -> Any:
             failed.add((id(self), session_id))
             raise
 
-    return _instead(desk.Desk, "_finalize", once)
+    return instead(desk.Desk, "_finalize", once)
 
 
-@_wrong(
+@wrong(
     "4.12",
     "Cleanup ends the session and nothing else",
     "Cleanup from Failed runs the guest on the source and discards the destination's",
 )
-@_wrong(
+@wrong(
     "hcsshim 9a.4",
     "Cleanup only forgets",
     "Cleanup from Cancelled after completion runs the guest on the source",
@@ -362,15 +330,15 @@ def _forgetful_cleanup() -> Any:
         if call is not Call.CLEANUP:
             await whole(self, active, call, receipt)
 
-    return _instead(desk.Desk, "_decide", decide)
+    return instead(desk.Desk, "_decide", decide)
 
 
-@_wrong("hcsshim 9a.5", "a discarded VM stays", "cell DestinationPrepared x Finalize back (DST)")
+@wrong("hcsshim 9a.5", "a discarded VM stays", "cell DestinationPrepared x Finalize back (DST)")
 def _kept_vm() -> Any:
-    return _instead(Destination, "destroy_vm", _nothing)
+    return instead(Destination, "destroy_vm", nothing)
 
 
-@_wrong(
+@wrong(
     "hcsshim 9b.19",
     "a destination is good for one import",
     "an aborted import leaves the shim as it was, for another session",
@@ -382,33 +350,33 @@ def _single_use() -> Any:
         await whole(self)
         self.life = Life.STOPPED
 
-    return _instead(LiveSandbox, "abandon_incoming", used_up)
+    return instead(LiveSandbox, "abandon_incoming", used_up)
 
 
-@_wrong("hcsshim 9f.36", "the exit code of what moved away is another", "what has moved away is told")
+@wrong("hcsshim 9f.36", "the exit code of what moved away is another", "what has moved away is told")
 def _other_exit() -> Any:
-    return _instead(source, "EXIT_MIGRATED", 0)
+    return instead(source, "EXIT_MIGRATED", 0)
 
 
-@_wrong(
+@wrong(
     "4.13",
     "the sandbox can be changed while it moves",
     "what would change the sandbox is refused at once while it moves",
 )
 def _changeable() -> Any:
-    return _instead(desk.Desk, "require_no_session", lambda _self, _what: None)
+    return instead(desk.Desk, "require_no_session", lambda _self, _what: None)
 
 
-@_wrong(
+@wrong(
     "hcsshim 9f.37",
     "SandboxStatus says nothing of the session",
     "what would change the sandbox is refused at once while it moves",
 )
 def _no_info() -> Any:
-    return _instead(sandbox_service.SandboxService, "_info", lambda _self: {})
+    return instead(sandbox_service.SandboxService, "_info", lambda _self: {})
 
 
-@_wrong("hcsshim 9c.22", "other calls wait for the transfer", "cell Transferring x Cancel (SRC)")
+@wrong("hcsshim 9c.22", "other calls wait for the transfer", "cell Transferring x Cancel (SRC)")
 def _blocking() -> Any:
     whole = desk.Desk.transfer
 
@@ -418,10 +386,10 @@ def _blocking() -> Any:
             await asyncio.shield(self.require_active().session.transfer.done)
         await whole(self, session_id, *bounds)
 
-    return _instead(desk.Desk, "transfer", in_turn)
+    return instead(desk.Desk, "transfer", in_turn)
 
 
-@_wrong(
+@wrong(
     "hcsshim 9c.21", "a subscriber blocks the other calls", "a subscriber that does not read holds up nobody"
 )
 def _blocking_subscriber() -> Any:
@@ -432,10 +400,10 @@ def _blocking_subscriber() -> Any:
             async for entry in whole(self, session_id):
                 yield entry
 
-    return _instead(desk.Desk, "notifications", in_turn)
+    return instead(desk.Desk, "notifications", in_turn)
 
 
-@_wrong(
+@wrong(
     "hcsshim 9c.20",
     "Notifications with an empty id meets a shim without a session",
     "session ids are checked, and never part of a path",
@@ -446,25 +414,25 @@ def _unguarded() -> Any:
         async for entry in self.require_active().session.entries():
             yield entry
 
-    return _instead(desk.Desk, "notifications", unguarded)
+    return instead(desk.Desk, "notifications", unguarded)
 
 
-@_wrong("4.14", "options out of range are taken", "options out of range are refused by name, value and range")
-@_wrong(
+@wrong("4.14", "options out of range are taken", "options out of range are refused by name, value and range")
+@wrong(
     "hcsshim 9e.33", "options are not validated", "options out of range are refused by name, value and range"
 )
 def _any_options() -> Any:
-    return _instead(option_rules, "_range_problems", lambda _params: ())
+    return instead(option_rules, "_range_problems", lambda _params: ())
 
 
-@_wrong(
+@wrong(
     "4.14", "options that must agree need not", "options that must agree and do not are refused, naming both"
 )
 def _disagreeing() -> Any:
-    return _instead(option_rules, "disagreements", lambda _source, _destination: [])
+    return instead(option_rules, "disagreements", lambda _source, _destination: [])
 
 
-@_wrong("4.14", "foreign compatibility_data is taken", "2691 compatibility_data is the blob's own or refused")
+@wrong("4.14", "foreign compatibility_data is taken", "2691 compatibility_data is the blob's own or refused")
 def _any_compatibility() -> Any:
     whole = option_rules.parse
 
@@ -472,26 +440,26 @@ def _any_compatibility() -> Any:
         mine = (message.compatibility_data.data,) if message is not None else own_compatibility_data
         return whole(message, backend=backend, own_compatibility_data=mine)
 
-    return _instead(option_rules, "parse", parse)
+    return instead(option_rules, "parse", parse)
 
 
-@_wrong("4.15", "a restarted shim knows no session", "a session survives both its shims")
-@_wrong("hcsshim 9e.32", "nothing of a session is kept on disk", "a session survives both its shims")
+@wrong("4.15", "a restarted shim knows no session", "a session survives both its shims")
+@wrong("hcsshim 9e.32", "nothing of a session is kept on disk", "a session survives both its shims")
 def _forgetful_shim() -> Any:
-    return _instead(serve, "restore_session", _nothing)
+    return instead(serve, "restore_session", nothing)
 
 
-@_wrong("4.16", "any session id is taken", "session ids are checked, and never part of a path")
+@wrong("4.16", "any session id is taken", "session ids are checked, and never part of a path")
 @contextlib.contextmanager
 def _any_id() -> Iterator[None]:
     with (
-        _instead(states, "check_session_id", lambda _named: None),
-        _instead(opening, "session_id", lambda named: named),
+        instead(states, "check_session_id", lambda _named: None),
+        instead(opening, "session_id", lambda named: named),
     ):
         yield
 
 
-@_wrong(
+@wrong(
     "hcsshim 9a.7",
     "a refusal comes back as UNKNOWN",
     "session ids are checked, and never part of a path",
@@ -500,28 +468,26 @@ def _any_id() -> Iterator[None]:
 def _unknown() -> Any:
     import ttrpc  # noqa: PLC0415
 
-    return _instead(serve, "to_status", lambda error: ttrpc.StatusError(ttrpc.Code.UNKNOWN, str(error)))
+    return instead(serve, "to_status", lambda error: ttrpc.StatusError(ttrpc.Code.UNKNOWN, str(error)))
 
 
-@_wrong("hcsshim 9e.31", "receipts are not verified", "Finalize with a receipt of another session is refused")
+@wrong("hcsshim 9e.31", "receipts are not verified", "Finalize with a receipt of another session is refused")
 def _unverified() -> Any:
-    return _instead(session.Session, "open_receipt", lambda _self, _receipt: None)
+    return instead(session.Session, "open_receipt", lambda _self, _receipt: None)
 
 
-@_wrong(
-    "hcsshim 9e.32", "a source resumes beside a destination that runs", "Finalize never makes two runners"
-)
+@wrong("hcsshim 9e.32", "a source resumes beside a destination that runs", "Finalize never makes two runners")
 def _two_runners() -> Any:
     def take_back(turn: Any, _statement: Any) -> None:
         turn.write(cell=Cell.KEPT)
         turn.start()
 
     sees = dict(right_source.SEES) | {(Cell.RELEASED, Cell.RUNNING): take_back}
-    return _instead(right_source, "SEES", sees)
+    return instead(right_source, "SEES", sees)
 
 
-@_wrong("5", "nobody watches over forgotten sessions", "limit: a session that nobody asks for ends by itself")
-@_wrong(
+@wrong("5", "nobody watches over forgotten sessions", "limit: a session that nobody asks for ends by itself")
+@wrong(
     "hcsshim 9e.32",
     "no watchdog when the orchestrator disappears",
     "limit: a session that nobody asks for ends by itself",
@@ -530,36 +496,36 @@ def _no_watchdog() -> Any:
     whole = desk.Desk._watch_for_orphan
 
     async def asleep(self: desk.Desk, _active: Any) -> None:
-        with _instead(desk, "ORPHAN_LOOK_S", 3600.0):
+        with instead(desk, "ORPHAN_LOOK_S", 3600.0):
             await whole(self, _active)
 
-    return _instead(desk.Desk, "_watch_for_orphan", asleep)
+    return instead(desk.Desk, "_watch_for_orphan", asleep)
 
 
-@_wrong(
+@wrong(
     "5",
     "limits do not count before the VMs have agreed",
     "limit: a transfer beyond its deadline is cancelled with DEADLINE_EXCEEDED",
 )
 def _no_limit_in_setup() -> Any:
-    return _instead(pacing.Pacer, "in_setup", lambda _self, _now_s: None)
+    return instead(pacing.Pacer, "in_setup", lambda _self, _now_s: None)
 
 
-@_wrong("5", "any number may subscribe", "limit: one subscriber too many is RESOURCE_EXHAUSTED")
+@wrong("5", "any number may subscribe", "limit: one subscriber too many is RESOURCE_EXHAUSTED")
 def _any_number() -> Any:
     async def subscribed(_self: desk.Desk, entries: Any) -> Any:
         async for entry in entries:
             yield entry
 
-    return _instead(desk.Desk, "_subscribed", subscribed)
+    return instead(desk.Desk, "_subscribed", subscribed)
 
 
-@_wrong("5", "any number of containers may come", "limit: one container too many is RESOURCE_EXHAUSTED")
+@wrong("5", "any number of containers may come", "limit: one container too many is RESOURCE_EXHAUSTED")
 def _any_containers() -> Any:
-    return _instead(opening, "require_room", lambda *_what: None)
+    return instead(opening, "require_room", lambda *_what: None)
 
 
-@_wrong(
+@wrong(
     "3 (2691)",
     "a session of 2691 waits for a Cleanup that never comes",
     "2691 abort from SourceExported (SRC)",
@@ -572,10 +538,10 @@ def _waiting_for_cleanup() -> Any:
             self.active.session.used_head_only_calls = True
         await whole(self, *what)
 
-    return _instead(desk.Desk, "_finalize", finalize)
+    return instead(desk.Desk, "_finalize", finalize)
 
 
-@_wrong("3 (2691)", "RUNNING is forgotten with its channel", "2691 a whole move")
+@wrong("3 (2691)", "RUNNING is forgotten with its channel", "2691 a whole move")
 def _forgotten_word() -> Any:
     whole = session.Session.call
 
@@ -583,10 +549,10 @@ def _forgotten_word() -> Any:
         self._last_word = None
         await whole(self, which, receipt)
 
-    return _instead(session.Session, "call", call)
+    return instead(session.Session, "call", call)
 
 
-@_wrong("1 (2691)", "config is looked for in field 3 alone", "2691 a whole move")
+@wrong("1 (2691)", "config is looked for in field 3 alone", "2691 a whole move")
 def _head_alone() -> Any:
     whole = saved.read_import
 
@@ -596,10 +562,10 @@ def _head_alone() -> Any:
             raise IllegalMove("field 3 is empty")
         return read
 
-    return _instead(saved, "read_import", head)
+    return instead(saved, "read_import", head)
 
 
-@_wrong(
+@wrong(
     "3", "the last session is forgotten", "the last session's Finalize, Cancel and Cleanup again are no error"
 )
 def _no_memory() -> Any:
@@ -610,19 +576,8 @@ def _no_memory() -> Any:
             standing = replace(standing, session_id="")
         return whole(call, standing, session_id)
 
-    return _instead(states, "_look_up", look_up)
+    return instead(states, "_look_up", look_up)
 
 
 def everyone() -> list[Mutant]:
     return [*cells(), *MUTANTS]
-
-
-async def caught_by(mutant: Mutant, suite: Suite) -> str:
-    """The name of the case that noticed; empty if the mutant survives."""
-    for name in mutant.cases:
-        with mutant.patch():
-            verdict = await suite.try_case(CASES[name])
-        suite.distrust()
-        if verdict.outcome == FAILED:
-            return name
-    return ""

@@ -12,12 +12,25 @@ from typing import Final, Self
 
 from sandshift.conformance.answers import Skipped
 from sandshift.conformance.side import Side
+from sandshift.conformance.target import GuestDoes
 from sandshift.fleet.host import Host, start_shim
+from sandshift.fleet.launch import run_process
+from sandshift.sandbox.model import MIGRATION_ANNOTATION
 from tests.lab import Lab, open_lab
-from tests.system.pair import NAMESPACE, SANDBOX, Pair, pair
+from tests.system.pair import DIRTIER, NAMESPACE, SANDBOX, Pair, pair
 
-LIMITS: Final = {"stall_s": 4.0, "orphan_s": 8.0}
+LIMITS: Final = {
+    "stall_s": 4.0,
+    "orphan_s": 8.0,
+    "cancel_s": 4.0,
+    "qmp_command_s": 8.0,
+    "agent_reply_s": 8.0,
+    "handover_frame_s": 3.0,
+}
 """Short enough to be waited for, long enough for a machine under load."""
+WRITE_MIB: Final = 16
+END_S: Final = 4.0
+"""A session is Transferring by then."""
 OVERRIDES: Final = {"vm": {"shared_memory": True}, "migration.limits": LIMITS}
 """Shared memory is what checksum_verification needs."""
 
@@ -50,10 +63,16 @@ class RealHouse:
         return {side: str(self._host(side).config.shim_socket(NAMESPACE, SANDBOX)) for side in Side}
 
     async def reset(self) -> bool:
+        await self._fresh({})
+        return True
+
+    async def pin(self) -> None:
+        await self._fresh({MIGRATION_ANNOTATION: "false"})
+
+    async def _fresh(self, annotations: Mapping[str, str]) -> None:
         await self._pair.aclose()
         assert self._lab is not None
-        self._hosts = await self._pair.enter_async_context(pair(self._lab))
-        return True
+        self._hosts = await self._pair.enter_async_context(pair(self._lab, annotations=annotations))
 
     async def restart(self, side: Side) -> None:
         assert self._hosts is not None
@@ -71,6 +90,27 @@ class RealHouse:
     async def hold_cancel(self, side: Side) -> AsyncIterator[None]:
         raise Skipped(f"a cancellation by QEMU cannot be held up ({side.value})")
         yield
+
+    async def guest(self, does: GuestDoes) -> None:
+        assert self._hosts is not None
+        if does is GuestDoes.WRITE:
+            await run_process(self._hosts.s, ("python3", "-c", DIRTIER.format(mib=WRITE_MIB, pause_s=0)))
+        else:
+            command = f"sleep {END_S:g}; busybox {does.value} -f"
+            await run_process(self._hosts.s, ("sh", "-c", command), process_id="end")
+
+    @contextlib.asynccontextmanager
+    async def silent(self, side: Side) -> AsyncIterator[None]:
+        """QEMU stands still, and its guest with it."""
+        assert self._hosts is not None
+        shim = self._hosts.s if side is Side.SOURCE else self._hosts.d
+        pidfd = os.pidfd_open((await shim.status()).qemu_pid)
+        try:
+            signal.pidfd_send_signal(pidfd, signal.SIGSTOP)
+            yield
+        finally:
+            signal.pidfd_send_signal(pidfd, signal.SIGCONT)
+            os.close(pidfd)
 
 
 def _wait_for_end(pidfd: int) -> None:

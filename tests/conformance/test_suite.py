@@ -24,7 +24,14 @@ async def suite() -> AsyncIterator[Suite]:
             yield Suite(house)
 
 
-@pytest.mark.parametrize("name", [case.name for case in select()])
+LONG = ("notifications keep the newest 64 of progress, and every phase",)
+"""More than a few seconds: in the full run only."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(case.name, marks=pytest.mark.full if case.name in LONG else ()) for case in select()],
+)
 async def test_our_shims_hold_the_contract(suite: Suite, name: str) -> None:
     verdict = await suite.try_case(CASES[name])
     if verdict.outcome == "skipped":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -143,11 +143,13 @@ class Pair:
 
 
 @contextlib.asynccontextmanager
-async def pair(lab: Lab, *, dirty_mib: int = 0, pause_s: float = 0.0) -> AsyncIterator[Pair]:
+async def pair(
+    lab: Lab, *, dirty_mib: int = 0, pause_s: float = 0.0, annotations: Mapping[str, str] | None = None
+) -> AsyncIterator[Pair]:
     """A sandbox that runs on host A (and dirties memory), a destination that awaits one on host B."""
     a, b = Host.load(lab.host_a.config_path), Host.load(lab.host_b.config_path)
     await asyncio.to_thread(build.build, Path(a.config.places.cache_dir))
-    source = await launch(a, Wish(SANDBOX))
+    source = await launch(a, Wish(SANDBOX, annotations=annotations or {}))
     try:
         if dirty_mib:
             await run_process(source, ("python3", "-c", DIRTIER.format(mib=dirty_mib, pause_s=pause_s)))

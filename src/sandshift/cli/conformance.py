@@ -41,6 +41,24 @@ def _limits(
     help="Kills and starts one side's shim; run with 'source' or 'destination' as last word.",
 )
 @click.option(
+    "--guest",
+    default="",
+    metavar="COMMAND",
+    help="Makes the guest end or write by itself; run with 'reboot', 'poweroff' or 'write' as last word.",
+)
+@click.option(
+    "--silence",
+    default="",
+    metavar="COMMAND",
+    help="Keeps one side's VM from answering; run with 'source' or 'destination', and 'on' or 'off', as last words.",
+)
+@click.option(
+    "--pin",
+    default="",
+    metavar="COMMAND",
+    help="As --reset, with a sandbox whose annotation says that it must not move.",
+)
+@click.option(
     "--limit",
     "limits",
     multiple=True,
@@ -60,6 +78,9 @@ def conformance(
     destination: str,
     reset: str,
     restart: str,
+    guest: str,
+    silence: str,
+    pin: str,
     limits: dict[str, float],
     only: str,
     list_only: bool,
@@ -81,7 +102,7 @@ def conformance(
             "\n".join(lines),
         )
         return
-    target = Sockets(source, destination, reset, restart, limits)
+    target = Sockets(source, destination, reset, restart, guest, silence, pin, limits)
     result = run_async(Suite(target).run(cases, lambda verdict: frame.emit_text(str(verdict))))
     frame.emit(result.document(), str(result))
     if result.count(FAILED):

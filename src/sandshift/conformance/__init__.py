@@ -7,6 +7,7 @@ its suite cannot be wrong together.
 from __future__ import annotations
 
 from sandshift.conformance import (
+    aided,
     bounds,
     cells,
     older_clients,
@@ -18,6 +19,7 @@ from sandshift.conformance.cases import CASES
 
 __all__ = [
     "CASES",
+    "aided",
     "bounds",
     "cells",
     "older_clients",

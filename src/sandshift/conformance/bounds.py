@@ -17,7 +17,9 @@ from sandshift.conformance.side import Side
 WAITED_FOR_S = 10.0
 SUBSCRIBERS = 64
 CONTAINERS = 128
+DISKS = 128
 """The contract's defaults."""
+DISK_BYTES = 4096
 
 
 def limit(scene: Scene, name: str) -> float:
@@ -115,6 +117,36 @@ async def containers(scene: Scene) -> None:
         payload.sandbox.containers.add(guest_id=f"c{number}", container_id=f"c{number}")
     answer = await scene.dst.import_(scene.session, repacked(scene.config, payload))
     require(answer, "RESOURCE_EXHAUSTED", what=f"a saved state with {most + 1} containers")
+
+
+@case("limit: one disk too many is RESOURCE_EXHAUSTED", "5")
+async def disks(scene: Scene) -> None:
+    most = int(scene.target.limits.get("disks_max", DISKS))
+    await scene.export()
+    payload = payload_of(scene.config)
+    for number in range(most + 1):
+        payload.machine.devices.add(
+            id=f"more{number}",
+            driver="scsi-hd",
+            bus="scsi0.0",
+            address=f"0:{number + 1}",
+            read_only=True,
+            size_bytes=DISK_BYTES,
+        )
+    answer = await scene.dst.import_(scene.session, repacked(scene.config, payload))
+    require(answer, "RESOURCE_EXHAUSTED", what=f"a saved state with more than {most} disks")
+    hold(await scene.dst.state() == "Idle", "a refused import left a session behind")
+
+
+@case("limit: a session whose memory is complete is not ended for want of calls", "5")
+async def orphan_after_completion(scene: Scene) -> None:
+    """From there on only the right to run decides: nobody but an orchestrator knows where the guest is wanted."""
+    bound_s = limit(scene, "orphan_s")
+    await scene.transferred()
+    states = [await scene.shims[side].state() for side in Side]
+    await asyncio.sleep(bound_s * 1.5 + 1)
+    now = [await scene.shims[side].state() for side in Side]
+    hold(now == states, f"nobody called for {bound_s * 1.5 + 1:g} s, and {states} became {now}")
 
 
 async def _import(scene: Scene, config: any_pb2.Any) -> object:

@@ -107,6 +107,8 @@ class Relay:
                 data = await loop.sock_recv(near, size)
                 if not data:
                     break
+                if gated:
+                    await self._gate.wait()  # It may have been closed while this was being read.
                 await loop.sock_sendall(far, data)
                 if gated and self._budget is not None:
                     self._budget -= len(data)

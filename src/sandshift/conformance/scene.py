@@ -44,6 +44,7 @@ class Scene:
         self._relays: list[Relay] = []
         self._tasks: list[asyncio.Task[Any]] = []
         self._others: list[Shim] = []
+        self._spoilt = False
 
     @classmethod
     async def open(cls, target: Target) -> Scene:
@@ -71,6 +72,13 @@ class Scene:
     async def reconnect(self, side: Side) -> None:
         await self.shims[side].close()
         self.shims[side] = await Shim.connect(self.target.addresses[side])
+
+    async def pinned(self) -> None:
+        """From now on with fresh shims, whose sandbox must not move."""
+        await self.target.pin()
+        self._spoilt = True
+        for side in Side:
+            await self.reconnect(side)
 
     def begin(self, work: Coroutine[Any, Any, Answer]) -> asyncio.Task[Answer]:
         """A call that goes on beside the case."""
@@ -218,7 +226,7 @@ class Scene:
         """Wind both sides back by public calls. False if they are not as they were: fresh ones are needed."""
         try:
             async with asyncio.timeout(within_s):
-                return await self._wind_back()
+                return await self._wind_back() and not self._spoilt
         except (ttrpc.StatusError, Broken, OSError, TimeoutError):
             return False
         finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import enum
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol
@@ -12,6 +13,15 @@ from sandshift.conformance.answers import Skipped
 from sandshift.conformance.side import Side
 
 RESET_S: Final = 300.0
+
+
+class GuestDoes(enum.Enum):
+    """What a guest can be made to do by itself. Values are what a `--guest` command is given."""
+
+    REBOOT = "reboot"
+    POWER_OFF = "poweroff"
+    WRITE = "write"
+    """It writes to its memory without end, faster than that memory can be sent."""
 
 
 class Target(Protocol):
@@ -37,6 +47,24 @@ class Target(Protocol):
         """Within it a Cancel on this side does not come to its end. Raises Skipped if this target cannot."""
         ...
 
+    async def guest(self, does: GuestDoes) -> None:
+        """Make the source's guest do this. WRITE: from now on. The others: by itself, once the session had the time to
+        become Transferring; a case calls this before its session begins. Raises Skipped if this target cannot.
+        """
+        ...
+
+    def silent(self, side: Side) -> contextlib.AbstractAsyncContextManager[None]:
+        """Within it the side's VM process lives and answers nothing: not its monitor, not its guest's agent. Raises Skipped
+        if this target cannot.
+        """
+        ...
+
+    async def pin(self) -> None:
+        """Fresh shims, and the source's sandbox has the annotation `io.microsoft.migration.support-enabled` = "false". Raises
+        Skipped if this target cannot.
+        """
+        ...
+
 
 @dataclass
 class Sockets:
@@ -47,6 +75,11 @@ class Sockets:
     reset_command: str = ""
     restart_command: str = ""
     """Run with `source` or `destination` as its last word."""
+    guest_command: str = ""
+    """Run with a value of `GuestDoes` as its last word."""
+    silence_command: str = ""
+    """Run with `source` or `destination`, and `on` or `off`, as its last words."""
+    pin_command: str = ""
     limits: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -66,6 +99,30 @@ class Sockets:
     async def hold_cancel(self, side: Side) -> AsyncIterator[None]:
         raise Skipped(f"a cancellation cannot be held up from outside ({side.value})")
         yield
+
+    async def guest(self, does: GuestDoes) -> None:
+        if not self.guest_command:
+            raise Skipped(f"no --guest command: the guest cannot be made to {does.value}")
+        if not await _shell(f"{self.guest_command} {does.value}"):
+            raise Skipped("the --guest command failed")
+
+    @contextlib.asynccontextmanager
+    async def silent(self, side: Side) -> AsyncIterator[None]:
+        command = f"{self.silence_command} {side.name.lower()}"
+        if not self.silence_command:
+            raise Skipped("no --silence command: the VM cannot be kept from answering")
+        if not await _shell(f"{command} on"):
+            raise Skipped("the --silence command failed")
+        try:
+            yield
+        finally:
+            await _shell(f"{command} off")
+
+    async def pin(self) -> None:
+        if not self.pin_command:
+            raise Skipped("no --pin command: no sandbox that must not move can be made")
+        if not await _shell(self.pin_command):
+            raise Skipped("the --pin command failed")
 
 
 async def _shell(command: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -53,6 +53,7 @@ class Wish:
     hostname: str = ""
     card: Card | None = None
     cold: bool = False
+    annotations: Mapping[str, str] = field(default_factory=dict)
 
     def options(self) -> shim_pb2.SandboxOptions:
         cards = []
@@ -104,7 +105,9 @@ async def launch(host: Host, wish: Wish) -> Shim:
 async def _create(shim: Shim, wish: Wish) -> None:
     options = AnyMessage()
     options.Pack(wish.options())
-    create = sandbox_pb2.CreateSandboxRequest(sandbox_id=wish.sandbox_id, options=options)
+    create = sandbox_pb2.CreateSandboxRequest(
+        sandbox_id=wish.sandbox_id, options=options, annotations=wish.annotations
+    )
     await shim.said(shim.sandbox.create_sandbox(create, timeout_s=CREATE_S))
 
 

@@ -31,7 +31,6 @@ from sandshift.vmm.machine import (
 )
 from sandshift.vmm.standard import with_disk, without_disk
 
-COMMAND_S: Final = 10.0
 PIDS_FIRST: Final = 100_000
 AGENT_SOCKET: Final = "agent"
 
@@ -215,8 +214,10 @@ class FakeMachine:
     async def _answer(self, command: str) -> None:
         """What every command has in common: it takes a turn, and needs somebody who answers."""
         if self.faults.hang and self.alive:
-            await asyncio.sleep(COMMAND_S)
-            raise Unavailable(f"sandbox {self._name}: QEMU did not answer {command} within {COMMAND_S:g} s")
+            await asyncio.sleep(self.faults.give_up_s)
+            raise Unavailable(
+                f"sandbox {self._name}: QEMU did not answer {command} within {self.faults.give_up_s:g} s"
+            )
         await asyncio.sleep(0)
         if not self.alive:
             raise Unavailable(f"sandbox {self._name}: QEMU is gone or hung up during {command}")

@@ -46,7 +46,9 @@ class Faults:
     """What goes wrong, until it is unset."""
 
     hang: bool = False
-    """Commands get no answer."""
+    """Commands get no answer, and the guest's agent answers nobody."""
+    give_up_s: float = 10.0
+    """How long a command waits for its answer then: `limits.qmp_command_s`."""
     refuse_start: str = ""
     """`run_vcpus` fails with these words."""
     refuse_out: str = ""
@@ -179,10 +181,10 @@ class FakeProcess:
         data = {"returncode": returncode, "stderr": self.stderr}
         self.fanout.finish(MachineEvent("DEAD", data, self._now_us()))
 
-    def power_off(self) -> None:
-        """The guest ends itself."""
+    def power_off(self, *, reason: str = "guest-shutdown") -> None:
+        """The guest ends itself; `guest-reset`: by a reboot, which ends QEMU too."""
         self.stop(RunState.SHUTDOWN)
-        self.say("SHUTDOWN", {"guest": True, "reason": "guest-shutdown"})
+        self.say("SHUTDOWN", {"guest": True, "reason": reason})
         self.die(returncode=0)
 
     def say(self, name: str, data: dict[str, object] | None = None) -> None:
