@@ -21,7 +21,7 @@ from sandshift.wire.containerd import sandbox_pb2
 from sandshift.wire.migration import messages_pb2 as m
 from sandshift.wire.migration import options_pb2 as o
 from sandshift.wire.sandshift import shim_pb2
-from tests.shim.house import SANDBOX, FakeHost, HostClient, TwoHosts, two_hosts
+from tests.shim.house import SANDBOX, FakeHost, HostClient, TwoHosts, channel, two_hosts
 
 STOP, RESUME = 1, 2
 
@@ -269,3 +269,30 @@ async def test_the_blackout_counts_the_time_before_a_receipt_was_carried(hosts: 
     await hosts.d.finalize(hosts.session, RESUME, (await hosts.s.status()).session.receipt)
     assert await hosts.blackout_ms() >= 300
     assert destination_of(hosts).blackout is not None
+
+
+@pytest.mark.parametrize("with_socket", [False, True])
+async def test_the_move_by_which_a_guest_came_is_not_taken_for_the_one_that_is_to_take_it_away(
+    hosts: TwoHosts, with_socket: bool
+) -> None:
+    await hosts.ready()
+    await hosts.d.finalize(hosts.session, RESUME)
+    await hosts.s.finalize(hosts.session, STOP)
+    for side in (hosts.s, hosts.d):
+        await side.migration.cleanup(m.CleanupRequest(session_id=hosts.session))
+    await hosts.d.migration.prepare_and_export_sandbox(m.PrepareAndExportSandboxRequest(session_id="onward"))
+    if with_socket:
+        near, far = channel()
+        with near, far:
+            await hosts.d.give_socket("onward", near)
+    await begin_again(hosts, hosts.destination)
+    status = await hosts.d.status()
+    assert (status.session.session_id, status.session.state) == (
+        "onward",
+        "SocketReady" if with_socket else "SourceExported",
+    )
+    assert status.vm_state == "running"
+    await hosts.d.migration.cancel(m.CancelRequest(session_id="onward"))
+    assert (await hosts.d.status()).session.state == "Cancelled"
+    await hosts.d.finalize("onward", RESUME)
+    assert (await hosts.d.status()).vm_state == "running"

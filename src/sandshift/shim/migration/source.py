@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 DYING_S: Final = 2.0
 """How long a QEMU that does not answer any more may take to be gone; one that ends closes its sockets first."""
 DYING_LOOK_S: Final = 0.02
+SENT_AWAY: Final = frozenset({RunState.FINISH_MIGRATE, RunState.POSTMIGRATE})
+"""States of a guest that a transfer of its own has stopped; QEMU says `completed` a moment before the second."""
 
 
 async def _ends(machine: Machine) -> bool:
@@ -276,18 +278,32 @@ class Source(SessionSide):
         if machine is None or not machine.alive:
             return None
         async with self._sending:  # Else a transfer would begin after this look, and go on.
-            before = (await machine.migration_info()).status
+            before = (await self._own_info(machine)).status
         if before in (MigrationStatus.NONE, MigrationStatus.FAILED, MigrationStatus.CANCELLED):
             return None
         if before is not MigrationStatus.COMPLETED:
             await machine.cancel_transfer()
-        self._note_downtime(info := await machine.migration_info())
+        self._note_downtime(info := await self._own_info(machine))
         if info.status is MigrationStatus.COMPLETED:
             return None if self.session.party.complete else MemoryComplete(self.handover())
         self.sandbox.processes.thaw()
         if self.session.channel is not None:
             self.session.channel.cut()
         return ChannelLost()
+
+    async def _own_info(self, machine: Machine) -> MigrationInfo:
+        """What QEMU says of this session's transfer.
+
+        It remembers the last one that it had until the next begins: the one by which the guest came here (from another
+        host, or from a template), or one that was taken back. None of this session's has begun before Transferring is
+        on disk, and one that completed leaves the guest stopped for good.
+        """
+        info = await machine.migration_info()
+        if self.session.state in (State.SOURCE_EXPORTED, State.SOCKET_WAITING, State.SOCKET_READY):
+            return replace(info, status=MigrationStatus.NONE)
+        if info.status is MigrationStatus.COMPLETED and await machine.run_state() not in SENT_AWAY:
+            return replace(info, status=MigrationStatus.NONE)
+        return info
 
     async def guest_runs(self) -> None:
         self.sandbox.processes.thaw()
@@ -328,7 +344,7 @@ class Source(SessionSide):
         machine = self.sandbox.machine
         if machine is None or not machine.alive:
             return Restarted(vm_alive=False)
-        self._note_downtime(info := await machine.migration_info())
+        self._note_downtime(info := await self._own_info(machine))
         status = info.status
         running = await machine.run_state() is RunState.RUNNING
         completed = status is MigrationStatus.COMPLETED
