@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from sandshift.errors import Unavailable
-from sandshift.shim.durable import make_folder
+from sandshift.shim.durable import make_folder, write_atomically
 from sandshift.vmm.machine import DiskSource, MachineSpec
 
 if TYPE_CHECKING:
@@ -55,13 +56,12 @@ class Booter:
     async def _spec(self, shape: MachineShape, files: BootFiles, model: Sandbox) -> MachineSpec:
         make_folder(self._places.run_dir)
         taps = await self._parts.taps.attach(model.sandbox_id, model.network_cards)
+        names = json.dumps(list(taps.values())).encode()
         try:
-            self._places.taps_file.write_text(json.dumps(list(taps.values())))
-        except OSError as error:
+            await asyncio.to_thread(write_atomically, self._places.taps_file, names)
+        except Unavailable:
             await self._parts.taps.detach(list(taps.values()))
-            raise Unavailable(
-                f"{self._places.taps_file} cannot be written: {error.strerror}; free space, then repeat"
-            ) from error
+            raise
         return replace(self._described(shape, files, model), taps=taps)
 
     def _described(self, shape: MachineShape, files: BootFiles, model: Sandbox) -> MachineSpec:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from typing import Final
 
 from sandshift.config import load
 from sandshift.errors import Rejected, SandshiftError
@@ -10,8 +12,12 @@ from sandshift.identifiers import identifier
 from sandshift.shim.arguments import parse_arguments
 from sandshift.shim.start import start
 
+PRIVATE_UMASK: Final = 0o077
+"""Whatever is made by the shim, by QEMU or by `ip` for them is its owner's alone, whoever made it and with what mode."""
+
 
 def main() -> None:
+    os.umask(PRIVATE_UMASK)
     try:
         arguments = parse_arguments(sys.argv[1:])
         if arguments.version:

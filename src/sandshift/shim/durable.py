@@ -24,9 +24,11 @@ T = TypeVar("T")
 
 
 def make_folder(path: Path) -> Path:
-    """Make `path` and its parents, readable by the owner only. Raises Unavailable with the reason."""
+    """Make `path` and its parents, each readable by the owner only. Raises Unavailable with the reason."""
     try:
-        path.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+        for folder in (*reversed(path.parents), path):
+            if not folder.is_dir():  # mkdir(parents=True) would leave the parents to the umask.
+                folder.mkdir(mode=FOLDER_MODE, exist_ok=True)
     except OSError as error:
         raise Unavailable(f"{path} cannot be made: {error.strerror}") from error
     return path

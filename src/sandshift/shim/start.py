@@ -154,6 +154,13 @@ def _detach(log_path: Path) -> None:
     os.close(log)
 
 
+def _leave_no_core() -> None:
+    """A core file would hold the session key, and QEMU's the guest's memory. Soft: whoever debugs may raise it again."""
+    import resource  # noqa: PLC0415 - only the child pays for it
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+
+
 def start(arguments: Arguments, config: Config) -> bytes:
     """Start the shim of sandbox `arguments.id`, or find the one that lives. Returns what to print."""
     stdin = b"" if sys.stdin is None or sys.stdin.isatty() or arguments.headless else _read_stdin()
@@ -184,6 +191,7 @@ def _serve(arguments: Arguments, config: Config, listener: socket.socket, run_di
     code = 1
     try:
         _detach(run_dir / "shim.log")
+        _leave_no_core()
         from sandshift.shim.serve import serve  # noqa: PLC0415 - only the child pays for asyncio and protobuf
 
         serve(arguments, config, listener)
