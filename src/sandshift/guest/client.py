@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
 from sandshift.errors import SandshiftError, Unavailable
+from sandshift.guest.containers import GuestContainers
 from sandshift.guest.output import OutputReader
 from sandshift.link.transport import HostLink
 from sandshift.sandbox.model import NetworkCard
@@ -73,6 +74,7 @@ class Guest:
             link.connection, inbox=InboxLimits(bytes_max=INBOX_BYTES_MAX, patience_s=None)
         )
         self._agent = AgentClient(self._client)
+        self.containers = GuestContainers(self._agent, self._call, reply_s)
 
     @classmethod
     async def connect(cls, socket_path: Path | str, *, reply_s: float = 30.0) -> Guest:
@@ -161,10 +163,29 @@ class Guest:
         cwd: str = "",
         terminal: bool = False,
         stdin: bool = False,
+        container_id: str = "",
+        process_spec: bytes = b"",
     ) -> int:
-        """Start a process; its pid. Calling twice with the same arguments is one call."""
+        """Start a process; its pid. Calling twice with the same arguments is one call.
+
+        Args:
+            container_id: run it in this container; `process_spec` is then the OCI process as JSON and has all of `args`,
+                `env` and `cwd`, which stay empty.
+
+        Raises:
+            NotFound: the program or the container is not there.
+            Rejected: the program may not be run, or the spec is none.
+            IllegalMove: the container does not run.
+        """
         request = pb.StartProcessRequest(
-            process_id=process_id, args=args, env=dict(env or {}), cwd=cwd, terminal=terminal, stdin=stdin
+            process_id=process_id,
+            args=args,
+            env=dict(env or {}),
+            cwd=cwd,
+            terminal=terminal,
+            stdin=stdin,
+            container_id=container_id,
+            process_spec=process_spec,
         )
         return (
             await self._call("StartProcess", self._agent.start_process(request, timeout_s=self._reply_s))
@@ -223,6 +244,15 @@ class Guest:
             taken = (await self._call("WriteInput", self._agent.write_input(request))).offset
             if taken >= end:
                 return taken
+
+    async def resize_terminal(self, process_id: str, *, columns: int, rows: int) -> None:
+        """Set the size of a process's terminal. After the process's end nothing happens.
+
+        Raises:
+            IllegalMove: it has no terminal.
+        """
+        request = pb.ResizeTerminalRequest(process_id=process_id, columns=columns, rows=rows)
+        await self._call("ResizeTerminal", self._agent.resize_terminal(request, timeout_s=self._reply_s))
 
     async def power_off(self) -> None:
         """Write everything out and switch the VM off: soon after the answer."""
