@@ -71,20 +71,22 @@ CHECK: Final = (
 FAST: Final = (
     *CHECK,
     Stage("go-program", (sys.executable, "-m", "tests.interop.toolchain"), bound_s=600),
-    pytest_stage("tests", "-m", "not vm and not full", bound_s=600),
+    pytest_stage("tests", "-m", "not vm and not full and not containerd", bound_s=600),
     Stage("fuzz", (sys.executable, "-m", "tests.fuzz.ttrpc", "--inputs", "3000"), bound_s=300),
     Stage("sim", (sys.executable, "-m", "tests.sim", "--seconds", "5"), bound_s=120),
 )
 DEFAULT: Final = (
     *FAST,
-    pytest_stage("vm-tests", "-m", "vm and not full", bound_s=1800),
+    pytest_stage("vm-tests", "-m", "vm and not full and not containerd", bound_s=1800),
 )
+CONTAINERD: Final = (pytest_stage("containerd", "-m", "containerd", bound_s=900),)
 FULL: Final = (
-    pytest_stage("full-tests", "-m", "full", bound_s=2400),
+    pytest_stage("full-tests", "-m", "full and not containerd", bound_s=2400),
+    *CONTAINERD,
     Stage("sim", (sys.executable, "-m", "tests.sim", "--seconds", "120"), bound_s=400),
     Stage("explore", (sys.executable, "-m", "tests.explore"), bound_s=1500),
 )
-LEVELS: Final = {"check": CHECK, "fast": FAST, "default": DEFAULT, "full": FULL}
+LEVELS: Final = {"check": CHECK, "fast": FAST, "default": DEFAULT, "full": FULL, "containerd": CONTAINERD}
 
 
 def compare_generated() -> int:

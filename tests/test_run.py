@@ -114,7 +114,16 @@ def backports(kind: str, source: str, folder: Path) -> tuple[int, str]:
     file = folder / "source"
     file.write_text(source)
     answer = subprocess.run(
-        ["awk", "-f", ROOT / "scripts" / "setup" / f"backports-{kind}.awk", file],
+        [
+            "awk",
+            "-v",
+            "from=bookworm",
+            "-v",
+            "to=bookworm-backports",
+            "-f",
+            ROOT / "scripts" / "setup" / f"suite-{kind}.awk",
+            file,
+        ],
         capture_output=True,
         text=True,
         check=False,

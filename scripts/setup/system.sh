@@ -73,7 +73,7 @@ benches() {
     done | sort | tr '\n' ' '
 }
 
-# need WHAT...: `fast` (Python and its packages), `bench` (the peers we measure against), `vm`, `vm-tests`, `go`.
+# need WHAT...: `fast` (Python and its packages), `bench` (with the peers we measure against), `vm`, `vm-tests`, `containerd`, `go`.
 need() {
     distribution
     mkdir -p "$STATE"
@@ -91,9 +91,10 @@ need() {
         bench) python_environment bench ;;
         vm) vm_packages ;;
         vm-tests) test_packages ;;
+        containerd) containerds ;;
         go) go_toolchain ;;
         go-if-there) find_go || say "no Go 1.$GO_MINOR_MIN or newer: the interop tests are skipped (./run setup go installs it)" ;;
-        *) die "setup knows fast, vm, vm-tests, go and bench, not \"$need_what\"" ;;
+        *) die "setup knows fast, vm, vm-tests, containerd, go and bench, not \"$need_what\"" ;;
         esac
     done
     exec 9>&- # the lock is for the set-up only
@@ -184,6 +185,22 @@ qemu_package() {
         die "QEMU $QEMU_MAJOR_MIN.0 or newer is needed (older ones lose guest writes under TCG) and $(command -v qemu-system-x86_64 || echo none) is \"$qemu_found\": install a newer qemu-system-x86"
 }
 
+# suite_source FROM TO FILE: writes FILE with the source of suite TO in the archive from which this machine takes suite FROM.
+# Sets $suite_kind (sources or list, which FILE's name must end in for apt) and $suite_from (where it was found). 1: nowhere.
+suite_source() {
+    for suite_from in /etc/apt/sources.list.d/*.sources; do
+        [ -r "$suite_from" ] || continue
+        suite_kind=sources
+        if awk -v from="$1" -v to="$2" -f scripts/setup/suite-deb822.awk "$suite_from" >"$3"; then return 0; fi
+    done
+    for suite_from in /etc/apt/sources.list /etc/apt/sources.list.d/*.list; do
+        [ -r "$suite_from" ] || continue
+        suite_kind=list
+        if awk -v from="$1" -v to="$2" -f scripts/setup/suite-oneline.awk "$suite_from" >"$3"; then return 0; fi
+    done
+    return 1
+}
+
 # Debian 12: adds the backports of whatever archive this machine already uses. They are chosen only when asked for by name.
 backports_source() {
     apt_lists=$(cat /etc/apt/sources.list /etc/apt/sources.list.d/*.list /etc/apt/sources.list.d/*.sources 2>/dev/null |
@@ -191,18 +208,10 @@ backports_source() {
     case $apt_lists in *bookworm-backports*) return 0 ;; esac
     find_root "adding bookworm-backports"
     mkdir -p "$STATE"
-    for apt_file in /etc/apt/sources.list.d/*.sources; do
-        [ -r "$apt_file" ] || continue
-        awk -f scripts/setup/backports-deb822.awk "$apt_file" >"$STATE/backports" || continue
-        backports_add sources "$apt_file"
+    if suite_source bookworm bookworm-backports "$STATE/backports"; then
+        backports_add "$suite_kind" "$suite_from"
         return
-    done
-    for apt_file in /etc/apt/sources.list /etc/apt/sources.list.d/*.list; do
-        [ -r "$apt_file" ] || continue
-        awk -f scripts/setup/backports-oneline.awk "$apt_file" >"$STATE/backports" || continue
-        backports_add list "$apt_file"
-        return
-    done
+    fi
     die "no source of Debian bookworm was found under /etc/apt to take bookworm-backports from: add that suite yourself (QEMU $QEMU_MAJOR_MIN.0 is in it)"
 }
 

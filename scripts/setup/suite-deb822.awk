@@ -1,4 +1,4 @@
-# From a deb822 source file: the first stanza that carries Debian's bookworm itself, with the suite changed to its backports.
+# From a deb822 source file: the first stanza that carries the suite `from` itself, with the suite changed to `to`.
 # Ends with 1 when there is none.
 BEGIN { RS = ""; FS = "\n"; found = 0 }
 {
@@ -19,8 +19,8 @@ BEGIN { RS = ""; FS = "\n"; found = 0 }
         if (key == "enabled" && tolower(value) ~ /^(no|false|0)/) enabled = 0
         kept = kept line "\n"
     }
-    if (!enabled || !has(types, "deb") || !has(suites, "bookworm") || !has(components, "main")) next
-    printf "Types: deb\nSuites: bookworm-backports\nComponents: main\n%s", kept
+    if (!enabled || !has(types, "deb") || !has(suites, from) || !has(components, "main")) next
+    printf "Types: deb\nSuites: %s\nComponents: main\n%s", to, kept
     found = 1
 }
 END { exit !found }
