@@ -310,6 +310,8 @@ class FakeShim(service_ttrpc.MigrationService, shim_ttrpc.ShimService):
     ) -> messages_pb2.PrepareSandboxResponse:
         self._meet("PrepareSandbox", request.session_id)
         self._need("PrepareSandbox", "DestinationImported", "DestinationPrepared")
+        if self.session.pending_containers:
+            raise illegal(f"containers {', '.join(self.session.pending_containers)} are pending a patch")
         self._become("DestinationPrepared")
         self.vm_state = "incoming"
         return messages_pb2.PrepareSandboxResponse()

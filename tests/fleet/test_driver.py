@@ -101,6 +101,51 @@ async def test_whatever_call_fails_before_the_resume_the_guest_runs_on_the_sourc
     assert result.warnings == ()
 
 
+async def pending(world: World, *names: str) -> None:
+    """As soon as the destination has imported, these containers are pending there."""
+    while ("b", SANDBOX) not in world.shims or world.shim("b").session.state != "DestinationImported":
+        await asyncio.sleep(0)
+    world.shim("b").session.pending_containers.extend(names)
+
+
+async def test_containers_that_are_created_at_the_destination_are_waited_for(world: World) -> None:
+    await world.run_sandbox()
+    moving = asyncio.create_task(migrate(world.migration()))
+    await pending(world, "db", "web")
+    while world.called.count("destination PrepareSandbox") < 2:
+        await asyncio.sleep(0.01)
+    del world.shim("b").session.pending_containers[:]
+    result = await moving
+    assert result.outcome is Outcome.MOVED
+    assert world.runners == ["b"]
+
+
+async def test_containers_that_nobody_creates_in_time_undo_the_move_by_name(world: World) -> None:
+    await world.run_sandbox()
+    moving = asyncio.create_task(migrate(world.migration(containers_wait_s=0.1)))
+    await pending(world, "db", "web")
+    result = await moving
+    assert result.outcome is Outcome.UNDONE
+    assert world.runners == ["a"]
+    assert result.failed_call == "PrepareSandbox on the destination"
+    assert result.reason is not None
+    assert result.reason.message.startswith(
+        "containers db, web of the source were not created on host b within 0.1 s: let containerd create each there"
+    )
+
+
+async def test_an_interrupt_while_containers_are_waited_for_turns_back_at_once(world: World) -> None:
+    await world.run_sandbox()
+    moving = asyncio.create_task(migrate(world.migration(containers_wait_s=3600)))
+    await pending(world, "db")
+    while world.called.count("destination PrepareSandbox") < 1:
+        await asyncio.sleep(0.01)
+    moving.cancel()
+    result = await asyncio.wait_for(moving, 5)
+    assert result.outcome is Outcome.UNDONE
+    assert world.runners == ["a"]
+
+
 @pytest.mark.parametrize("call", ["destination FinalizeSandbox(RESUME)", "source FinalizeSandbox(STOP)"])
 @pytest.mark.parametrize("failure", [UNAVAILABLE, REFUSED], ids=["unavailable", "refused"])
 async def test_a_finalize_that_fails_once_is_recovered_and_there_is_one_runner(

@@ -56,6 +56,15 @@ _SESSION_BYTES: Final = 4
     help="Give up a transfer that takes longer [default: migration.limits.transfer_deadline_s].",
 )
 @click.option(
+    "--wait-for-containers",
+    "containers_wait_s",
+    type=click.FloatRange(min=0, max=DEADLINE_MAX_S),
+    default=120.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long its containers may take to be created at the destination, by whoever makes containers there.",
+)
+@click.option(
     "--keep-shim", is_flag=True, help="Leave the source's shim running afterwards: containerd owns it."
 )
 @migration_options
@@ -68,6 +77,7 @@ def migrate(
     check: bool,
     session: str | None,
     deadline_s: float | None,
+    containers_wait_s: float,
     keep_shim: bool,
     **flags: Any,
 ) -> None:
@@ -89,6 +99,7 @@ def migrate(
         options=options_of(flags),  # type: ignore[arg-type]
         deadline_s=deadline_s,
         close_source=not keep_shim,
+        containers_wait_s=containers_wait_s,
     )
     if check:
         _check(frame, migration)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
+import time
 from collections.abc import Awaitable, Mapping
 from types import MappingProxyType
 from typing import Any, Final
@@ -29,6 +31,8 @@ DESTINATION_ANNOTATION: Final = "io.sandshift.migration.destination"
 SOCKET_WAIT_S: Final = 60
 """How long a side may wait for its socket once TransferSandbox is called. Both were handed over before that."""
 CREATE_S: Final = 30.0
+PENDING_LOOK_S: Final = 0.25
+"""How often PrepareSandbox is tried again while containers are being created at the destination."""
 BOUNDS_S: Final[Mapping[Call, float]] = MappingProxyType(
     {
         Call.EXPORT: 60.0,
@@ -54,6 +58,7 @@ class Calls:
         self._shims: dict[Side, Shim] = {}
         self._channel: Channel | None = None
         self._config = AnyMessage()
+        self._turned_back = asyncio.Event()
         self.reports: dict[Side, dict[str, Any]] = {}
         """What each side reported about the session once it was over (docs/reference/report.md)."""
 
@@ -91,6 +96,8 @@ class Calls:
                 await self._open_destination()
             case Call.EXPORT:
                 await self._export()
+            case Call.PREPARE:
+                await self._prepare(step)
             case Call.CONNECT:
                 self._channel = await make_channel(self._migration.source, self._migration.destination)
             case Call.REPORT:
@@ -98,7 +105,14 @@ class Calls:
             case Call.CLOSE:
                 await self._close_shim(step.side)
             case _:
-                await self.shim(step.side).said(self._plain(step, receipt))
+                await self._say(step, receipt)
+
+    async def _say(self, step: Step, receipt: bytes = b"") -> None:
+        await self.shim(step.side).said(self._plain(step, receipt))
+
+    def turn_back(self) -> None:
+        """The migration is to be undone: wait for nobody any more."""
+        self._turned_back.set()
 
     def let_go_of_channel(self) -> None:
         """Close the coordinator's ends: the shims have their copies."""
@@ -183,6 +197,30 @@ class Calls:
         shim, bound_s = self.shim(Side.SOURCE), BOUNDS_S[Call.EXPORT]
         answer = await shim.said(shim.migration.prepare_and_export_sandbox(request, timeout_s=bound_s))
         self._config = answer.config
+
+    async def _prepare(self, step: Step) -> None:
+        """PrepareSandbox; while containers of the source are not created at the destination, again, for a bounded time.
+
+        Raises:
+            IllegalMove: they were not in time, each named; or what else the destination says.
+        """
+        bound_s = self._migration.containers_wait_s
+        deadline_s = time.monotonic() + bound_s
+        while True:
+            try:
+                return await self._say(step)
+            except IllegalMove as error:
+                pending = (await self.shim(step.side).status()).session.pending_containers
+                if not pending or self._turned_back.is_set():
+                    raise
+                if time.monotonic() >= deadline_s:
+                    raise IllegalMove(
+                        f"containers {', '.join(pending)} of the source were not created on host "
+                        f"{self._migration.destination.name} within {bound_s:g} s: let containerd create each there, with "
+                        "the annotation io.microsoft.migration.source-container-id, while the migration waits"
+                    ) from error
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._turned_back.wait(), PENDING_LOOK_S)
 
     async def _open_destination(self) -> None:
         """Start the destination's shim and make the sandbox that may only receive. A failure leaves no shim of ours."""

@@ -119,7 +119,8 @@ class _Run:
     def _turn_back(self) -> None:
         if task := asyncio.current_task():
             task.uncancel()
-        self._saga.cancel("it was interrupted")
+        if self._saga.cancel("it was interrupted"):
+            self._calls.turn_back()
         self._advance()
 
     def _advance(self) -> None:

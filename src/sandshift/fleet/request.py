@@ -26,6 +26,9 @@ class Migration:
     close_source: bool = True
     """End the source's shim after a move. Off where containerd owns it."""
 
+    containers_wait_s: float = 120.0
+    """How long the sandbox's containers may take to be created at the destination, by whoever makes containers there."""
+
     def host(self, side: Side) -> Host:
         return self.source if side is Side.SOURCE else self.destination
 

@@ -48,6 +48,8 @@ OUTCOME_NOTE: Final = "outcome"
 """How the transfer ended: a value of phases.Outcome."""
 HEAD_NOTE: Final = "head"
 """A call of revision head was seen: the session ends with Cleanup."""
+PATCH_NOTE: Final = "patch/"
+"""Before the id of a container on the source: what was supplied for it here (sandbox/patching.py, patch_bytes)."""
 NUMBER: Final = struct.Struct(">Q")
 STATEMENT_KEPT_S: Final = 30 * 24 * 3600.0
 REPORTS_KEPT_MAX: Final = 1000

@@ -8,9 +8,10 @@ Notifications only watch.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from sandshift.errors import IllegalMove, NoRoom, SandshiftError, Unavailable
@@ -22,6 +23,7 @@ from sandshift.shim.migration.source import Source
 if TYPE_CHECKING:
     from google.protobuf.any_pb2 import Any as AnyMessage
 
+    from sandshift.sandbox.patching import Patch
     from sandshift.session.descriptor import Descriptor
     from sandshift.session.record import Entry
     from sandshift.session.statement import Cell
@@ -46,6 +48,10 @@ class Desk:
         self._opening = opening
         self.last = last.LastSession()
         self._turn = asyncio.Lock()
+        self._beginning = ""
+        """The call that is about to begin a session, if one is."""
+        self._changes: set[asyncio.Task[Any]] = set()
+        """What changes the sandbox just now, outside any session."""
         self._subscribers = 0
         self._calls = 0
         self._quiet_since_s = time.monotonic()
@@ -67,6 +73,38 @@ class Desk:
                 f"{what}: sandbox {self.sandbox.sandbox_id} is in migration session {standing.session_id!r} "
                 f"({standing.state.value}); repeat when the session has ended"
             )
+        if self._beginning:
+            raise IllegalMove(
+                f"{what}: a migration session of sandbox {self.sandbox.sandbox_id} is about to begin "
+                f"({self._beginning}); repeat when the session has ended"
+            )
+
+    async def change(self, what: str, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Do `work`, which changes the sandbox, to its end whatever becomes of the caller; refused at once in a session.
+
+        A session that is to begin waits for it, so that what it saves is all there is.
+        """
+        self.require_no_session(what)
+        task = asyncio.create_task(work(), name=what)
+        self._changes.add(task)
+        task.add_done_callback(self._change_ended)
+        return await asyncio.shield(task)
+
+    def _change_ended(self, task: asyncio.Task[Any]) -> None:
+        self._changes.discard(task)
+        if not task.cancelled():
+            task.exception()  # Told to the caller, if they are still there.
+
+    @contextlib.asynccontextmanager
+    async def _unchanging(self, call: Call) -> AsyncIterator[None]:
+        """No change is under way and none begins: a session may."""
+        self._beginning = call.value
+        try:
+            while self._changes:
+                await asyncio.wait(self._changes)
+            yield
+        finally:
+            self._beginning = ""
 
     def require_active(self) -> Source | Destination:
         assert self.active is not None, "legality was looked up: there is a session"
@@ -94,7 +132,7 @@ class Desk:
         if not task.cancelled():
             task.exception()  # Told to the caller; if they have gone, it is not an unheard error.
 
-    def _refuse_while_cancelling(self, call: Call, session_id: str) -> None:
+    def _refuse_while_cancelling(self, call: Call, session_id: str | None) -> None:
         """What a cancellation under way does not take is refused at once; the rest waits for its end (contract 3)."""
         if self.standing.state is State.CANCELLING:
             check(call, self.standing, session_id)
@@ -107,8 +145,9 @@ class Desk:
         outcome = check(Call.PREPARE_AND_EXPORT, self.standing, request.session_id)
         if outcome is Outcome.SAME_EXPORT:
             return self._opening.exported_again(request, self.require_active())
-        source, config = await self._opening.export(request)
-        self._begin(source)
+        async with self._unchanging(Call.PREPARE_AND_EXPORT):
+            source, config = await self._opening.export(request)
+            self._begin(source)
         return config
 
     async def import_sandbox(self, request: messages_pb2.ImportSandboxRequest) -> None:
@@ -120,7 +159,8 @@ class Desk:
         if outcome is Outcome.SAME_IMPORT:
             self._opening.imported_again(request, self.require_active())
             return
-        self._begin(await self._opening.import_sandbox(request))
+        async with self._unchanging(Call.IMPORT):
+            self._begin(await self._opening.import_sandbox(request))
 
     async def prepare(self, request: messages_pb2.PrepareSandboxRequest) -> None:
         self._refuse_while_cancelling(Call.PREPARE, request.session_id)
@@ -132,6 +172,24 @@ class Desk:
         active = self.require_active()
         assert isinstance(active, Destination)
         await self._opening.prepare(request, active)
+
+    async def create_task(self, patch: Patch) -> int:
+        """Task.Create with the annotation that names a container of the source (contract 4.4). Answers its saved pid."""
+        self._refuse_while_cancelling(Call.CREATE_TASK, None)
+        return await self._in_turn(self._create_task(patch))
+
+    async def _create_task(self, patch: Patch) -> int:
+        check(Call.CREATE_TASK, self.standing, None)
+        active = self.require_active()
+        assert isinstance(active, Destination)
+        return await active.patch(patch)
+
+    def patched_pid(self, container_id: str) -> int | None:
+        """The saved pid of a container that was created here for one of the source; None if this session has none such."""
+        if not isinstance(self.active, Destination):
+            return None
+        patch = self.active.patching.patched_as(container_id)
+        return self.active.patching.pid_of(patch.source_id) if patch is not None else None
 
     async def give_socket(self, session_id: str, descriptor: Descriptor) -> None:
         self._refuse_while_cancelling(Call.CREATE_DUPLICATE_SOCKET, session_id)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from google.protobuf.message import DecodeError
 
 from sandshift.errors import SandshiftError
+from sandshift.sandbox.patching import patch_bytes, patch_from_bytes
 from sandshift.session.blackout import (
     Blackout,
     DestinationSaw,
@@ -39,7 +40,7 @@ from sandshift.session.right_model import (
 )
 from sandshift.session.statement import Cell
 from sandshift.session.states import Event, State
-from sandshift.shim.migration.books import LOADED_NOTE, NUMBER, STARTING_NOTE
+from sandshift.shim.migration.books import LOADED_NOTE, NUMBER, PATCH_NOTE, STARTING_NOTE
 from sandshift.shim.migration.reporting import report_of
 from sandshift.shim.migration.session import MEMORY_DIFFERS
 from sandshift.shim.migration.side import POLL_S, EventQueue, SessionSide
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from sandshift.sandbox.model import Sandbox
+    from sandshift.sandbox.patching import Patch, Patching
     from sandshift.sandbox.shape import MachineShape
     from sandshift.session.statement import Statement
     from sandshift.vmm.machine import Machine, MachineEvent
@@ -87,7 +89,8 @@ ARRIVED_TRIES_MAX: Final = 5
 
 
 class Destination(SessionSide):
-    model: Sandbox
+    patching: Patching
+    """The imported sandbox, and what was supplied for its containers here."""
     shape: MachineShape
     exported_at_us = 0
     """The source host's clock when it exported."""
@@ -105,6 +108,23 @@ class Destination(SessionSide):
     def _described(self) -> asyncio.Event:
         """The handover record is here, whatever else the source said before."""
         return asyncio.Event()
+
+    @property
+    def model(self) -> Sandbox:
+        """The sandbox as it is called here."""
+        return self.patching.patched()
+
+    async def patch(self, patch: Patch) -> int:
+        """Take what a Task.Create supplies for a container of the source; durable when it returns, with its saved pid.
+
+        Raises:
+            NotFound, AlreadyThere: see `Patching.apply`. Unavailable: it could not be written. Nothing has changed then.
+        """
+        patched = self.patching.apply(patch)
+        if patched is not self.patching:
+            await self.books.note(PATCH_NOTE + patch.source_id, patch_bytes(patch))
+            self.patching = patched
+        return patched.pid_of(patch.source_id)
 
     async def prepare(self) -> None:
         """Make the stopped VM, waiting for the stream."""
@@ -242,6 +262,9 @@ class Destination(SessionSide):
 
     def take_notes(self, notes: Mapping[str, bytes]) -> None:
         """What an earlier shim of this session saw and heard."""
+        for name, value in notes.items():
+            if name.startswith(PATCH_NOTE):
+                self.patching = self.patching.apply(patch_from_bytes(value))
         completed, starting = (
             NUMBER.unpack(notes[name])[0] if name in notes else 0 for name in (LOADED_NOTE, STARTING_NOTE)
         )

@@ -13,6 +13,7 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from sandshift.errors import Blocked, IllegalMove
 from sandshift.sandbox import codec
 from sandshift.sandbox.model import check_room
+from sandshift.sandbox.patching import Patching
 from sandshift.session import options as option_rules
 from sandshift.session import saved
 from sandshift.session.ids import SandboxId, SessionId, session_id
@@ -119,7 +120,8 @@ class Opening:
         shape = codec.shape_from_proto(state.machine)
         require_room(model, shape, sandbox.config.migration.limits)
         destination = await self._begin(Destination, named, state.options, state, wanted.config)
-        destination.model, destination.shape, destination.exported_at_us = model, shape, state.exported_at_us
+        destination.patching = Patching(model)
+        destination.shape, destination.exported_at_us = shape, state.exported_at_us
         if wanted.revision is saved.Revision.HEAD:
             destination.head_was_seen()
         return destination
@@ -134,7 +136,9 @@ class Opening:
             raise IllegalMove(f"{error.message}; the config is not that of the first call")
 
     async def prepare(self, request: messages_pb2.PrepareSandboxRequest, destination: Destination) -> None:
-        """Raises Blocked naming everything that only this host knows to stand in the way; nothing has changed then."""
+        """Raises IllegalMove naming containers that were not created here yet, Blocked naming everything that only this host
+        knows to stand in the way; nothing has changed then."""
+        destination.patching.require_complete()
         shape = destination.shape
         backend = Backend.qemu(shape.qemu_version, shared_memory=shape.shared_memory)
         held = AnyMessage.FromString(destination.books.config)

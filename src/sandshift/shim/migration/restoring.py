@@ -15,6 +15,7 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 
 from sandshift.errors import Damaged, SandshiftError
 from sandshift.sandbox import codec
+from sandshift.sandbox.patching import Patching
 from sandshift.session import options as option_rules
 from sandshift.session import saved
 from sandshift.session.ids import SessionId
@@ -90,7 +91,8 @@ def _side(sandbox: LiveSandbox, books: Books) -> Source | Destination:
         return Source(sandbox, books, party, seal, options, bounds, record)
     destination = Destination(sandbox, books, party, seal, options, bounds, record)
     state = saved.decode(AnyMessage.FromString(books.config), expected=SessionId(opened.session_id))
-    destination.model = codec.sandbox_from_proto(state.sandbox).moved_into(sandbox.sandbox_id)
+    model = codec.sandbox_from_proto(state.sandbox).moved_into(sandbox.sandbox_id)
+    destination.patching = Patching(model)
     destination.shape = codec.shape_from_proto(state.machine)
     destination.exported_at_us = state.exported_at_us
     return destination

@@ -9,6 +9,7 @@ from sandshift.session import statement
 from sandshift.session.ids import SessionId, session_id
 from sandshift.session.states import Side, State
 from sandshift.shim.migration import books
+from sandshift.shim.migration.destination import Destination
 from sandshift.wire.sandshift import shim_pb2, state_pb2
 
 if TYPE_CHECKING:
@@ -21,7 +22,10 @@ async def session_status(desk: Desk, wanted: str) -> shim_pb2.SessionStatus | No
     active = desk.active
     if active is not None and wanted in ("", active.session.session_id):
         await active.session.look_at_vm()
-        return _of_active(active.session)
+        status = _of_active(active.session)
+        if isinstance(active, Destination):
+            status.pending_containers.extend(active.patching.pending)
+        return status
     if not wanted:
         return _of_last(desk)
     places = desk.sandbox.places

@@ -151,6 +151,7 @@ class SessionStatus(_message.Message):
     FAILURE_FIELD_NUMBER: _builtins.int
     ACTIVE_FIELD_NUMBER: _builtins.int
     FORCED_FIELD_NUMBER: _builtins.int
+    PENDING_CONTAINERS_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     side: _state_pb2.Side.ValueType
     state: _builtins.str
@@ -164,6 +165,12 @@ class SessionStatus(_message.Message):
     active: _builtins.bool
     forced: _builtins.bool
     """An operator forced the right in this session."""
+    @_builtins.property
+    def pending_containers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Destination: ids of the source's containers that were not created here yet (Task.Create with the annotation
+        io.microsoft.migration.source-container-id), sorted. PrepareSandbox is refused while there are any.
+        """
+
     def __init__(
         self,
         *,
@@ -176,10 +183,11 @@ class SessionStatus(_message.Message):
         failure: _builtins.str = ...,
         active: _builtins.bool = ...,
         forced: _builtins.bool = ...,
+        pending_containers: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "active", b"active", "cell", b"cell", "failure", b"failure", "forced", b"forced", "receipt", b"receipt", "session_id", b"session_id", "side", b"side", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "active", b"active", "cell", b"cell", "failure", b"failure", "forced", b"forced", "pending_containers", b"pending_containers", "receipt", b"receipt", "session_id", b"session_id", "side", b"side", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,110 @@
+"""Task.Create at the destination: what is supplied for the containers of an imported sandbox, on a real desk."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import pytest
+import pytest_asyncio
+
+import ttrpc
+from sandshift.errors import AlreadyThere, IllegalMove, NotFound, Unavailable
+from sandshift.sandbox.model import Container, Process
+from sandshift.sandbox.patching import Mount, Patch
+from sandshift.shim.migration.books import Books
+from sandshift.shim.migration.desk import Desk
+from sandshift.wire.migration import messages_pb2 as m
+from tests.shim.house import FakeHost, TwoHosts, two_hosts
+
+CONTAINERS = tuple(
+    Container(name, name, pid=pid, processes=(Process(f"{name}:", pid),), started=True)
+    for name, pid in (("web", 7), ("db", 9))
+)
+WEB = Patch(
+    "web", "new-web", "/b/web", stdout="/f/out", rootfs=(Mount("overlay", "overlay", "", ("lowerdir=/a",)),)
+)
+DB = Patch("db", "new-db", "/b/db")
+
+
+@pytest_asyncio.fixture
+async def hosts(tmp_path: Path) -> AsyncIterator[TwoHosts]:
+    """Imported at the destination, with two containers; nothing supplied yet."""
+    async with two_hosts(tmp_path) as both:
+        assert both.source.server is not None
+        sandbox = both.source.server.sandbox
+        sandbox.frozen_model = lambda: replace(sandbox.model, containers=CONTAINERS)  # type: ignore[method-assign]
+        await both.import_config((await both.export()).config)
+        yield both
+
+
+def desk(host: FakeHost) -> Desk:
+    assert host.server is not None
+    return host.server.desk
+
+
+async def test_a_patch_answers_the_saved_pid_and_the_same_again_changes_nothing(hosts: TwoHosts) -> None:
+    at = desk(hosts.destination)
+    assert await at.create_task(WEB) == 7
+    assert await at.create_task(WEB) == 7
+    assert at.patched_pid("new-web") == 7
+    assert at.patched_pid("web") is None
+    with pytest.raises(AlreadyThere, match="made with other values: bundle"):
+        await at.create_task(replace_struct(WEB, bundle="/b/other"))
+    with pytest.raises(NotFound, match="no container cache that is pending a patch; pending: db"):
+        await at.create_task(replace_struct(WEB, source_id="cache"))
+
+
+def replace_struct(patch: Patch, **changes: str) -> Patch:
+    return msgspec.structs.replace(patch, **changes)
+
+
+async def test_preparing_is_refused_with_what_is_pending_and_status_names_it(hosts: TwoHosts) -> None:
+    await desk(hosts.destination).create_task(WEB)
+    assert list((await hosts.d.status()).session.pending_containers) == ["db"]
+    request = m.PrepareSandboxRequest(session_id=hosts.session)
+    with pytest.raises(ttrpc.StatusError, match="containers db of the source are pending a patch") as refused:
+        await hosts.d.migration.prepare_sandbox(request)
+    assert refused.value.code is ttrpc.Code.FAILED_PRECONDITION
+    await desk(hosts.destination).create_task(DB)
+    await hosts.d.migration.prepare_sandbox(request)
+    assert hosts.destination.server is not None
+    names = [one.container_id for one in hosts.destination.server.sandbox.model.containers]
+    assert names == ["new-web", "new-db"]
+
+
+async def test_patches_survive_the_shim(hosts: TwoHosts) -> None:
+    await desk(hosts.destination).create_task(WEB)
+    await hosts.destination.stop()
+    await hosts.destination.start()
+    at = desk(hosts.destination)
+    assert at.patched_pid("new-web") == 7
+    with pytest.raises(AlreadyThere):
+        await at.create_task(replace_struct(WEB, stdout="/f/other"))
+    assert await at.create_task(DB) == 9
+
+
+async def test_a_patch_that_cannot_be_written_down_is_none(
+    hosts: TwoHosts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def full(*_what: object) -> None:
+        raise Unavailable("no space left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Books, "note", full)
+        with pytest.raises(Unavailable, match="no space left"):
+            await desk(hosts.destination).create_task(WEB)
+    assert desk(hosts.destination).patched_pid("new-web") is None
+    assert await desk(hosts.destination).create_task(WEB) == 7
+
+
+async def test_the_table_says_when_a_patch_is_taken(hosts: TwoHosts) -> None:
+    with pytest.raises(IllegalMove, match=r"SourceExported, which does not take Task\.Create"):
+        await desk(hosts.source).create_task(WEB)
+    for patch in (WEB, DB):
+        await desk(hosts.destination).create_task(patch)
+    await hosts.d.finalize(hosts.session, 1)
+    with pytest.raises(IllegalMove, match=r"Finalized with STOP, which does not take Task\.Create"):
+        await desk(hosts.destination).create_task(WEB)
