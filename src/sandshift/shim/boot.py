@@ -41,19 +41,27 @@ class Booter:
         path = await machines.template_for(shape, files) if template and not wish.cold else None
         return Boot(await self._spec(shape, files, model), files, path)
 
-    async def prepare_incoming(self, model: Sandbox, shape: MachineShape) -> Boot:
-        """For a sandbox that comes from elsewhere: the shape is what it is."""
+    async def prepare_incoming(
+        self, model: Sandbox, shape: MachineShape, disks: tuple[DiskSource, ...] = ()
+    ) -> Boot:
+        """For a sandbox that comes from elsewhere: the shape is what it is. `disks`: beside the guest's own root."""
         files = await self._parts.machines.files_for(shape)
-        return Boot(await self._spec(shape, files, model), files, None)
+        return Boot(await self._spec(shape, files, model, disks), files, None)
 
-    async def find(self, model: Sandbox, shape: MachineShape) -> MachineSpec:
+    async def find(
+        self, model: Sandbox, shape: MachineShape, disks: tuple[DiskSource, ...] = ()
+    ) -> MachineSpec:
         """The description that a former shim made, its taps as they are."""
         files = await self._parts.machines.files_for(shape)
         names = self._places.recorded_taps()
         cards = (device.id for device in shape.devices if device.mac)
-        return replace(self._described(shape, files, model), taps=dict(zip(cards, names, strict=False)))
+        return replace(
+            self._described(shape, files, model, disks), taps=dict(zip(cards, names, strict=False))
+        )
 
-    async def _spec(self, shape: MachineShape, files: BootFiles, model: Sandbox) -> MachineSpec:
+    async def _spec(
+        self, shape: MachineShape, files: BootFiles, model: Sandbox, disks: tuple[DiskSource, ...] = ()
+    ) -> MachineSpec:
         make_folder(self._places.run_dir)
         taps = await self._parts.taps.attach(model.sandbox_id, model.network_cards)
         names = json.dumps(list(taps.values())).encode()
@@ -62,16 +70,18 @@ class Booter:
         except Unavailable:
             await self._parts.taps.detach(list(taps.values()))
             raise
-        return replace(self._described(shape, files, model), taps=taps)
+        return replace(self._described(shape, files, model, disks), taps=taps)
 
-    def _described(self, shape: MachineShape, files: BootFiles, model: Sandbox) -> MachineSpec:
+    def _described(
+        self, shape: MachineShape, files: BootFiles, model: Sandbox, disks: tuple[DiskSource, ...]
+    ) -> MachineSpec:
         return MachineSpec(
             name=f"sandshift-{model.sandbox_id}",
             shape=shape,
             run_dir=make_folder(self._places.vm_dir),
             kernel=files.kernel,
             initramfs=files.initramfs,
-            disks=(DiskSource("disk0", files.root),),
+            disks=(DiskSource("disk0", files.root), *disks),
         )
 
     def template_is_bad(self, boot: Boot) -> None:
