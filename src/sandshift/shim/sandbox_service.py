@@ -57,15 +57,14 @@ class SandboxService(sandbox_ttrpc.SandboxService):
         self._desk.require_no_session("CreateSandbox")
         model, wish = parse_creation(request)
         awaiting = request.annotations.get(DESTINATION_ANNOTATION, "") == "true"
-        await self._sandbox.create(model, wish, awaiting=awaiting)
+        await self._desk.change("CreateSandbox", lambda: self._sandbox.create(model, wish, awaiting=awaiting))
         return sandbox_pb2.CreateSandboxResponse()
 
     async def start_sandbox(
         self, request: sandbox_pb2.StartSandboxRequest, context: ttrpc.CallContext
     ) -> sandbox_pb2.StartSandboxResponse:
         self._check(request.sandbox_id)
-        self._desk.require_no_session("StartSandbox")
-        await self._sandbox.start()
+        await self._desk.change("StartSandbox", self._sandbox.start)
         machine = self._sandbox.machine
         return sandbox_pb2.StartSandboxResponse(
             pid=machine.pid if machine else 0, created_at=stamp_ns(self._sandbox.created_at_ns)
@@ -81,8 +80,8 @@ class SandboxService(sandbox_ttrpc.SandboxService):
         self, request: sandbox_pb2.StopSandboxRequest, context: ttrpc.CallContext
     ) -> sandbox_pb2.StopSandboxResponse:
         self._check(request.sandbox_id)
-        self._desk.require_no_session("StopSandbox")
-        await self._sandbox.stop(float(request.timeout_secs))
+        timeout_s = float(request.timeout_secs)
+        await self._desk.change("StopSandbox", lambda: self._sandbox.stop(timeout_s))
         return sandbox_pb2.StopSandboxResponse()
 
     async def wait_sandbox(
@@ -131,8 +130,7 @@ class SandboxService(sandbox_ttrpc.SandboxService):
         self, request: sandbox_pb2.ShutdownSandboxRequest, context: ttrpc.CallContext
     ) -> sandbox_pb2.ShutdownSandboxResponse:
         self._check(request.sandbox_id)
-        self._desk.require_no_session("ShutdownSandbox")
-        await self._sandbox.stop(0)
+        await self._desk.change("ShutdownSandbox", lambda: self._sandbox.stop(0))
         asyncio.get_running_loop().call_later(LINGER_S, self._shut_down)
         return sandbox_pb2.ShutdownSandboxResponse()
 

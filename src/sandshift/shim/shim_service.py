@@ -101,8 +101,9 @@ class ShimService(shim_ttrpc.ShimService):
             )
         self._desk.require_no_session("RunProcess")
         self._sandbox.require_guest()
-        process = await self._sandbox.processes.run(
-            process_id, list(request.args), dict(request.env), request.cwd or "/"
+        args, env, cwd = list(request.args), dict(request.env), request.cwd or "/"
+        process = await self._desk.change(
+            "RunProcess", lambda: self._sandbox.processes.run(process_id, args, env, cwd)
         )
         return shim_pb2.RunProcessResponse(pid=process.pid)
 
