@@ -28,6 +28,8 @@ OPTIONAL: Final = "optional: "
 """How the reason of a skip begins that is right in CI too: "optional: needs KVM"."""
 NOTHING_TO_TEST: Final = "got empty parameter set"
 """pytest's own words for a list of past failures that is empty."""
+FAULTS_SEED: Final = "5"
+"""Which cases of the matrix of faults CI plays: each victim once, and every chapter of the matrix."""
 GENERATED: Final = ("src/sandshift/wire", "src/ttrpc/wire")
 
 
@@ -84,6 +86,9 @@ FULL: Final = (
     pytest_stage("full-tests", "-m", "full and not containerd", bound_s=2400),
     *CONTAINERD,
     Stage("sim", (sys.executable, "-m", "tests.sim", "--seconds", "120"), bound_s=400),
+    Stage(
+        "faults", (sys.executable, "-m", "tests.faults", "--sample", "12", "--seed", FAULTS_SEED), bound_s=900
+    ),
     Stage("explore", (sys.executable, "-m", "tests.explore"), bound_s=1500),
 )
 LEVELS: Final = {"check": CHECK, "fast": FAST, "default": DEFAULT, "full": FULL, "containerd": CONTAINERD}

@@ -106,6 +106,7 @@ def test_help_goes_to_stdout_and_names_every_command() -> None:
         "explore",
         "sim",
         "conformance",
+        "faults",
     ):
         assert f"\n  {command}" in answer.stdout
 

@@ -118,13 +118,15 @@ def _without_source(step: Step) -> frozenset[Promise]:
 
 
 def _without_destination(step: Step) -> frozenset[Promise]:
+    if step.source is Cell.GONE:
+        return frozenset({Promise.LOST})
     match step.destination:
         case Cell.RUNNING:
             return frozenset({Promise.LOST})
         case Cell.STARTING:
             return frozenset({Promise.OPERATOR})  # LOST: section 9, first row
-        case _ if step.source is Cell.GONE:
-            return frozenset({Promise.LOST})
+        case _ if step.held_is_told:
+            return frozenset({Promise.RUNS, Promise.LOST})  # section 8: then one VM is all there is
         case _:
             return frozenset({Promise.RUNS})
 

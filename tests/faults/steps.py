@@ -7,7 +7,7 @@ destination. From these, and from nothing else, `cases.py` says what must come o
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from sandshift.session.statement import Cell
@@ -71,6 +71,8 @@ class Step:
     """Every victim is tried here; elsewhere only the shims and whoever else is named in cases.py."""
     plan: Plan = Plan.MOVE
     count: int = 1
+    held_is_told: bool = False
+    """The destination's HELD is on its way to the STOP that asked: on that word the source may give its image up."""
 
 
 S, D = Side.SOURCE, Side.DESTINATION
@@ -167,10 +169,54 @@ ENDING: Final = (
 )  # fmt: skip
 """From the decision to the last answer."""
 
+STOPPING_FIRST: Final = tuple(
+    replace(step, plan=Plan.STOP_FIRST)
+    for step in (
+        Step("STOP before RESUME, asked", S, "asked FinalizeSandbox STOP", _OPEN, _READY, _RECORDED, major=True),
+        Step("frame OPEN with a question heard", D, "heard OPEN TELL", _OPEN, _READY, _RECORDED),
+        Step("frame READY without a wish heard", S, "heard READY NOTHING", _OPEN, _READY, _RECORDED),
+        Step("record RELEASED by STOP", S, "wrote RELEASED TransferCompleted", _RELEASED, _READY, _RECORDED),
+        Step("frame RELEASED with a question sent", S, "sent RELEASED TELL", _RELEASED, _READY, _RECORDED, held_is_told=True),
+        Step("record HELD not written", D, "writes HELD TransferCompleted", _RELEASED, _READY, _RECORDED, held_is_told=True),
+        Step("record HELD written", D, "wrote HELD TransferCompleted", _RELEASED, _HELD, _RECORDED, major=True, held_is_told=True),
+        Step("frame HELD sent", D, "sent HELD NOTHING", _RELEASED, _HELD, _RECORDED, held_is_told=True),
+        Step("frame HELD heard", S, "heard HELD NOTHING", _RELEASED, _HELD, _RECORDED, major=True, held_is_told=True),
+        Step("record GONE written, destination HELD", S, "wrote GONE TransferCompleted", _GONE, _HELD, _RECORDED, major=True),
+        Step("source's VM destroyed, destination HELD", S, "destroyed the VM", _GONE, _HELD, _RECORDED, MOVED),
+        Step("RESUME with the source gone, asked", D, "asked FinalizeSandbox RESUME", _GONE, _HELD, _RECORDED, MOVED, major=True),
+        Step("record STARTING with the source gone", D, "wrote STARTING TransferCompleted", _GONE, _STARTING, _RECORDED, MOVED),
+        Step("vCPUs started with the source gone", D, "started the vCPUs", _GONE, _STARTING, _RECORDED, MOVED, major=True),
+    )
+)  # fmt: skip
+"""STOP on the source before RESUME on the destination, so that HELD lies alone on the disk."""
+
+TURNING_BACK: Final = tuple(
+    replace(step, plan=Plan.TURN_BACK)
+    for step in (
+        Step("Cancel on source asked", S, "asked Cancel", _OPEN, _NONE, _PART, PREPARED, major=True),
+        Step("record KEPT written", S, "wrote KEPT Cancelling", _KEPT, _NONE, _PART, PREPARED),
+        Step("Cancel on source done", S, "answers Cancel", _KEPT, _NONE, _PART, PREPARED),
+        Step("Cancel on destination asked", D, "asked Cancel", _OPEN, _NONE, _PART, PREPARED),
+        Step("record REFUSED written", D, "wrote REFUSED Cancelling", _OPEN, _REFUSED, _PART, PREPARED),
+        Step("Cancel on destination done", D, "answers Cancel", _KEPT, _REFUSED, _PART, PREPARED),
+        Step("RESUME on source asked", S, "asked FinalizeSandbox RESUME", _KEPT, _NONE, _PART, PREPARED, major=True),
+        Step("vCPUs on source started", S, "started the vCPUs", _KEPT, _NONE, _PART, PREPARED),
+        Step("RESUME on source done", S, "answers FinalizeSandbox RESUME", _KEPT, _NONE, _PART, PREPARED),
+        Step("STOP on destination asked", D, "asked FinalizeSandbox STOP", _KEPT, _REFUSED, _PART, PREPARED, major=True),
+        Step("destination's VM destroyed", D, "destroyed the VM", _KEPT, _REFUSED, _PART, IMPORTED),
+        Step("STOP on destination done", D, "answers FinalizeSandbox STOP", _KEPT, _REFUSED, _PART, IMPORTED),
+        Step("Cleanup on source of a move undone", S, "kept the statement", _KEPT, _REFUSED, _PART, IMPORTED),
+        Step("Cleanup on destination of a move undone", D, "kept the statement", _KEPT, _REFUSED, _PART, IMPORTED),
+    )
+)  # fmt: skip
+"""Interrupted while memory flows: the way back."""
+
 CHAPTERS: Final = {
     "Opening: up to the sockets": OPENING,
     "Transfer: every phase": TRANSFER,
     "Handover: every record and every frame": HANDOVER,
     "Ending: from the decision to the last answer": ENDING,
+    "STOP before RESUME: HELD alone": STOPPING_FIRST,
+    "Turning back: every call and record of the way back": TURNING_BACK,
 }
 STEPS: Final = tuple(step for steps in CHAPTERS.values() for step in steps)
