@@ -50,6 +50,8 @@ HEAD_NOTE: Final = "head"
 """A call of revision head was seen: the session ends with Cleanup."""
 PATCH_NOTE: Final = "patch/"
 """Before the id of a container on the source: what was supplied for it here (sandbox/patching.py, patch_bytes)."""
+ADOPTED_NOTE: Final = "adopted"
+"""The destination has taken over the containers' streams: a later shim goes on from its own files."""
 NUMBER: Final = struct.Struct(">Q")
 STATEMENT_KEPT_S: Final = 30 * 24 * 3600.0
 REPORTS_KEPT_MAX: Final = 1000

@@ -40,7 +40,7 @@ from sandshift.session.right_model import (
 )
 from sandshift.session.statement import Cell
 from sandshift.session.states import Event, State
-from sandshift.shim.migration.books import LOADED_NOTE, NUMBER, PATCH_NOTE, STARTING_NOTE
+from sandshift.shim.migration.books import ADOPTED_NOTE, LOADED_NOTE, NUMBER, PATCH_NOTE, STARTING_NOTE
 from sandshift.shim.migration.reporting import report_of
 from sandshift.shim.migration.session import MEMORY_DIFFERS
 from sandshift.shim.migration.side import POLL_S, EventQueue, SessionSide
@@ -52,7 +52,7 @@ from sandshift.wire.sandshift import state_pb2
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from sandshift.sandbox.model import Sandbox
+    from sandshift.sandbox.model import Container, Sandbox
     from sandshift.sandbox.patching import Patch, Patching
     from sandshift.sandbox.shape import MachineShape
     from sandshift.session.statement import Statement
@@ -118,13 +118,16 @@ class Destination(SessionSide):
         """Take what a Task.Create supplies for a container of the source; durable when it returns, with its saved pid.
 
         Raises:
-            NotFound, AlreadyThere: see `Patching.apply`. Unavailable: it could not be written. Nothing has changed then.
+            NotFound, AlreadyThere: see `Patching.apply`. Unavailable: it could not be written: repeat.
         """
         patched = self.patching.apply(patch)
         if patched is not self.patching:
             await self.books.note(PATCH_NOTE + patch.source_id, patch_bytes(patch))
             self.patching = patched
-        return patched.pid_of(patch.source_id)
+        return await self.sandbox.containers.expect(self._container(patch.source_id), patch)
+
+    def _container(self, source_id: str) -> Container:
+        return next(one for one in self.patching.sandbox.containers if one.container_id == source_id)
 
     async def prepare(self) -> None:
         """Make the stopped VM, waiting for the stream."""
@@ -329,7 +332,7 @@ class Destination(SessionSide):
     async def _arrived(self) -> None:
         """Clock, processes and streams, as soon as the guest answers. Errors are warnings: the guest runs."""
         try:
-            self._adopt()
+            await self._adopt()
         except (SandshiftError, OSError) as error:
             self.session.warnings.append(f"after the move not all output is followed: {error}")
             log.warning("after the move: %s", error)
@@ -340,14 +343,21 @@ class Destination(SessionSide):
             self.session.warnings.append(f"after the move the guest's agent did not answer: {error.message}")
             log.warning("after the move: %s", error)
 
-    def _adopt(self) -> None:
-        bases: dict[str, dict[int, int]] = {}
-        for at in self._handover.streams if self._handover else ():
-            bases.setdefault(at.process_id, {})[at.stream] = at.offset
+    async def _adopt(self) -> None:
+        """Streams go on where the source says that it stopped; once: a later shim knows better from its own files."""
+        offsets = {
+            (at.process_id, at.stream): at.offset for at in (self._handover.streams if self._handover else ())
+        }
         for process in self.model.processes:
-            self.sandbox.processes.adopt(
-                process.process_id, process.pid, process.args, bases.get(process.process_id, {})
-            )
+            bases = {stream: at for (name, stream), at in offsets.items() if name == process.process_id}
+            self.sandbox.processes.adopt(process.process_id, process.pid, process.args, bases)
+        if ADOPTED_NOTE in self.books.state.notes:
+            return
+        patches = {patch.container_id: patch for patch in self.patching.applied.values()}
+        problems = self.sandbox.containers.adopt(self.model.containers, patches, offsets)
+        self.session.warnings += [f"after the move: {problem}" for problem in problems]
+        await self.sandbox.containers.save()
+        self.books.note_soon(ADOPTED_NOTE, b"1")
 
     async def settled(self) -> None:
         """Returns when what follows a start here has been done."""
@@ -356,6 +366,7 @@ class Destination(SessionSide):
 
     async def vm_died(self) -> None:
         await self.fail(Outcome.OWN_VM_FAILED, "the destination's VM process has died")
+        self.cut_unused_channel()
         await self.session.feed(VmDied("its process has ended"))
         if self.session.party.cell is Cell.RUNNING:
             await self.sandbox.end(EXIT_KILLED)
