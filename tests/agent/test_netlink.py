@@ -110,6 +110,40 @@ def test_a_card_gets_its_addresses_and_its_way_out_and_a_repeat_does_no_harm(nam
 
 
 @pytest.mark.vm
+def test_a_card_with_routes_of_its_own_has_these_and_no_other(namespace):
+    def job():
+        index = socket.if_nametoindex("gi0")
+        netlink.apply(
+            [
+                netlink.link(1),
+                netlink.link(index),
+                netlink.address(index, "10.22.0.5/24", with_route=False),
+                netlink.address(index, "fd22::5/64", with_route=False),
+                netlink.route(index, "10.22.0.1/32", source="10.22.0.5"),
+                netlink.route(index, "10.22.0.0/24", gateway="10.22.0.1", source="10.22.0.5"),
+                netlink.route(index, "0.0.0.0/0", gateway="192.0.2.1", on_link=True),
+                netlink.route(index, "::/0", gateway="fd00::1", on_link=True),
+            ]
+        )
+
+    in_namespace(job)
+    in_namespace(job)
+    four, six = (
+        subprocess.run(
+            ["ip", "-n", NAMESPACE, family, "route"], capture_output=True, text=True, check=True
+        ).stdout
+        for family in ("-4", "-6")
+    )
+    assert {line.strip() for line in four.splitlines()} == {
+        "10.22.0.1 dev gi0 proto static scope link src 10.22.0.5",
+        "10.22.0.0/24 via 10.22.0.1 dev gi0 proto static src 10.22.0.5",
+        "default via 192.0.2.1 dev gi0 proto static onlink",
+    }
+    assert "default via fd00::1 dev gi0 proto static metric 1024 onlink pref medium" in six
+    assert "fd22::/64" not in six
+
+
+@pytest.mark.vm
 def test_what_the_kernel_refuses_is_an_error(namespace):
     with pytest.raises(OSError, match="message 20 was refused"):
         in_namespace(lambda: netlink.apply([netlink.address(4242, "10.9.0.50/24")]))

@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from sandshift.errors import Rejected
 from sandshift.sandbox import codec
-from sandshift.sandbox.model import Container, NetworkCard, Process, Sandbox
+from sandshift.sandbox.model import Container, NetworkCard, Process, Route, Sandbox
 from sandshift.sandbox.shape import Device, MachineShape
 from sandshift.wire.sandshift import state_pb2
 
@@ -91,6 +91,15 @@ def test_a_mac_is_kept_in_lower_case():
     )
 
 
+def test_the_routes_of_a_card_travel_whole():
+    routes = (
+        Route("10.22.0.1/32", source="10.22.0.5"),
+        Route("0.0.0.0/0", gateway="10.22.0.1", on_link=True),
+    )
+    card = NetworkCard("net0", mac="52:54:00:ab:cd:ef", addresses=("10.22.0.5/24",), routes=routes)
+    assert codec.card_from_proto(codec.card_to_proto(card)) == card
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -103,6 +112,18 @@ def test_a_mac_is_kept_in_lower_case():
         ({"gateway": "gw"}, "network card net0: gateway 'gw' is not an IP address"),
         ({"mtu": 67}, "network card net0: mtu 67 is outside 68 to 65535"),
         ({"mtu": 65536}, "network card net0: mtu 65536 is outside 68 to 65535"),
+        (
+            {"routes": [{"destination": "10.0.0.1/8"}]},
+            "network card net0: route to '10.0.0.1/8': 10.0.0.1/8 has host",
+        ),
+        (
+            {"routes": [{"destination": "0.0.0.0/0", "gateway": "x"}]},
+            "network card net0: gateway 'x' is not an IP address",
+        ),
+        (
+            {"routes": [{"destination": "0.0.0.0/0", "source": "y"}]},
+            "network card net0: source 'y' is not an IP address",
+        ),
     ],
 )
 def test_a_wrong_card_is_refused_by_name(fields, message):

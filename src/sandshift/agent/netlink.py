@@ -26,8 +26,13 @@ _IFA_LOCAL: Final = 2
 _IFA_BROADCAST: Final = 4
 _IFA_FLAGS: Final = 8
 _IFA_F_NODAD: Final = 0x02
+_IFA_F_NOPREFIXROUTE: Final = 0x200
+_RTA_DST: Final = 1
 _RTA_OIF: Final = 4
 _RTA_GATEWAY: Final = 5
+_RTA_PREFSRC: Final = 7
+_RT_SCOPE_LINK: Final = 253
+_RTNH_F_ONLINK: Final = 4
 _RT_TABLE_MAIN: Final = 254
 _RTPROT_STATIC: Final = 4
 _RTN_UNICAST: Final = 1
@@ -46,8 +51,11 @@ def link(index: int, *, mac: str = "", mtu: int = 0) -> bytes:
     return _message(_RTM_NEWLINK, 0, body)
 
 
-def address(index: int, text: str) -> bytes:
+def address(index: int, text: str, *, with_route: bool = True) -> bytes:
     """Give interface `index` an address, "10.9.0.50/24" or "fd00::5/64"; the same one again does no harm.
+
+    Args:
+        with_route: with the route to its network that the kernel makes by itself.
 
     Raises:
         ValueError: it is no address with a prefix length.
@@ -59,8 +67,9 @@ def address(index: int, text: str) -> bytes:
         host_bits = (1 << (32 - prefix)) - 1
         broadcast = int.from_bytes(packed, "big") | host_bits
         body += _attribute(_IFA_BROADCAST, broadcast.to_bytes(4, "big"))
-    if family == socket.AF_INET6:
-        body += _attribute(_IFA_FLAGS, struct.pack("=I", _IFA_F_NODAD))
+    flags = _IFA_F_NODAD if family == socket.AF_INET6 else 0
+    if flags := flags | (0 if with_route else _IFA_F_NOPREFIXROUTE):
+        body += _attribute(_IFA_FLAGS, struct.pack("=I", flags))
     return _message(_RTM_NEWADDR, _NLM_F_CREATE | _NLM_F_REPLACE, body)
 
 
@@ -73,6 +82,35 @@ def default_route(index: int, gateway: str) -> bytes:
     family, packed = _packed(gateway)
     body = struct.pack("=BBBBBBBBI", family, 0, 0, 0, _RT_TABLE_MAIN, _RTPROT_STATIC, 0, _RTN_UNICAST, 0)
     body += _attribute(_RTA_GATEWAY, packed) + _attribute(_RTA_OIF, struct.pack("=i", index))
+    return _message(_RTM_NEWROUTE, _NLM_F_CREATE | _NLM_F_REPLACE, body)
+
+
+def route(
+    index: int, destination: str, *, gateway: str = "", source: str = "", on_link: bool = False
+) -> bytes:
+    """Send what goes to `destination` ("10.0.0.0/8"; "0.0.0.0/0": everything) out of interface `index`.
+
+    Args:
+        gateway: through it; empty: `destination` is on the link itself.
+        source: the address it is sent from; empty: the kernel chooses.
+        on_link: the gateway is on the link, whatever the addresses say.
+
+    Raises:
+        ValueError: something is no address.
+    """
+    family, packed, prefix = parse_address(destination)
+    scope = _RT_SCOPE_LINK if family == socket.AF_INET and not gateway else 0
+    flags = _RTNH_F_ONLINK if on_link else 0
+    body = struct.pack(
+        "=BBBBBBBBI", family, prefix, 0, 0, _RT_TABLE_MAIN, _RTPROT_STATIC, scope, _RTN_UNICAST, flags
+    )
+    if prefix:
+        body += _attribute(_RTA_DST, packed)
+    if gateway:
+        body += _attribute(_RTA_GATEWAY, _packed(gateway)[1])
+    if source:
+        body += _attribute(_RTA_PREFSRC, _packed(source)[1])
+    body += _attribute(_RTA_OIF, struct.pack("=i", index))
     return _message(_RTM_NEWROUTE, _NLM_F_CREATE | _NLM_F_REPLACE, body)
 
 

@@ -183,8 +183,15 @@ class Agent(AgentService):
         for card in interfaces:
             index = self._system.card_index(card.index)
             messages.append(netlink.link(index, mac=card.mac, mtu=card.mtu))
-            messages += [netlink.address(index, text) for text in card.addresses]
-            if card.gateway:
+            messages += [netlink.address(index, text, with_route=not card.routes) for text in card.addresses]
+            # Those on the link first: the others' gateways are reached by them.
+            for way in sorted(card.routes, key=lambda way: bool(way.gateway)):
+                messages.append(
+                    netlink.route(
+                        index, way.destination, gateway=way.gateway, source=way.source, on_link=way.on_link
+                    )
+                )
+            if card.gateway and not card.routes:
                 messages.append(netlink.default_route(index, card.gateway))
         return messages
 

@@ -7,7 +7,7 @@ their output and exits) outlives every Guest, so a new one, in a restarted shim 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
@@ -133,7 +133,20 @@ class Guest:
         """
         interfaces = [
             pb.NetworkInterface(
-                index=index, mac=card.mac, addresses=card.addresses, gateway=card.gateway, mtu=card.mtu
+                index=index,
+                mac=card.mac,
+                addresses=card.addresses,
+                gateway=card.gateway,
+                mtu=card.mtu,
+                routes=[
+                    pb.NetworkRoute(
+                        destination=way.destination,
+                        gateway=way.gateway,
+                        source=way.source,
+                        on_link=way.on_link,
+                    )
+                    for way in card.routes
+                ],
             )
             for index, card in enumerate(cards)
         ]
@@ -224,10 +237,17 @@ class Guest:
         ]
 
     async def follow_output(
-        self, process_id: str, stream: int, delivered: Callable[[], int], take: Callable[[int, bytes], int]
+        self,
+        process_id: str,
+        stream: int,
+        delivered: Callable[[], int],
+        take: Callable[[int, bytes], int],
+        *,
+        room: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         """Give a stream's bytes to `take` from `delivered()` on, until the process has closed it. See OutputReader."""
-        await self._call("ReadOutput", OutputReader(self._agent, process_id, stream, delivered, take).run())
+        reader = OutputReader(self._agent, process_id, stream, delivered, take, room)
+        await self._call("ReadOutput", reader.run())
 
     async def write_input(self, process_id: str, offset: int, data: bytes, *, eof: bool = False) -> int:
         """Write `data` to stdin, where it begins at `offset`; waits for room; how far stdin is taken in the end.

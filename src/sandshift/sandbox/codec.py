@@ -16,7 +16,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from sandshift.errors import Rejected
 from sandshift.identifiers import identifier, shown
-from sandshift.sandbox.model import Container, NetworkCard, Process, Sandbox
+from sandshift.sandbox.model import Container, NetworkCard, Process, Route, Sandbox
 from sandshift.sandbox.shape import Device, MachineShape
 from sandshift.wire.sandshift import state_pb2
 
@@ -63,7 +63,17 @@ def sandbox_from_proto(message: state_pb2.Sandbox) -> Sandbox:
 
 def card_to_proto(card: NetworkCard) -> state_pb2.NetworkCard:
     return state_pb2.NetworkCard(
-        id=card.id, mac=card.mac, addresses=card.addresses, gateway=card.gateway, mtu=card.mtu
+        id=card.id,
+        mac=card.mac,
+        addresses=card.addresses,
+        gateway=card.gateway,
+        mtu=card.mtu,
+        routes=[
+            state_pb2.NetworkRoute(
+                destination=way.destination, gateway=way.gateway, source=way.source, on_link=way.on_link
+            )
+            for way in card.routes
+        ],
     )
 
 
@@ -90,6 +100,23 @@ def card_from_proto(message: state_pb2.NetworkCard) -> NetworkCard:
         addresses=tuple(message.addresses),
         gateway=message.gateway,
         mtu=message.mtu,
+        routes=tuple(_route_from_proto(where, way) for way in message.routes),
+    )
+
+
+def _route_from_proto(where: str, message: state_pb2.NetworkRoute) -> Route:
+    try:
+        ipaddress.ip_network(message.destination)
+    except ValueError as error:
+        raise Rejected(f"{where}: route to {message.destination!r}: {error}") from error
+    for what, address in (("gateway", message.gateway), ("source", message.source)):
+        if address:
+            _check_gateway(where, address, what)
+    return Route(
+        destination=message.destination,
+        gateway=message.gateway,
+        source=message.source,
+        on_link=message.on_link,
     )
 
 
@@ -271,11 +298,11 @@ def _check_interface(where: str, address: str) -> None:
         raise Rejected(f"{where}: address {address!r} has no prefix length: write it like 10.9.0.50/24")
 
 
-def _check_gateway(where: str, gateway: str) -> None:
+def _check_gateway(where: str, gateway: str, what: str = "gateway") -> None:
     try:
         ipaddress.ip_address(gateway)
     except ValueError as error:
-        raise Rejected(f"{where}: gateway {gateway!r} is not an IP address") from error
+        raise Rejected(f"{where}: {what} {gateway!r} is not an IP address") from error
 
 
 def _stamp(at_us: int) -> Timestamp:

@@ -16,6 +16,18 @@ CRI_SANDBOX_ID_ANNOTATION: Final = "io.kubernetes.cri.sandbox-id"
 
 
 @dataclass(frozen=True, slots=True)
+class Route:
+    destination: str
+    """With prefix length: "0.0.0.0/0" is everything."""
+    gateway: str = ""
+    """Empty: the card's own link."""
+    source: str = ""
+    """The address that packets on it are sent from; empty: the guest's kernel chooses."""
+    on_link: bool = False
+    """The gateway is on the link, whatever the addresses say."""
+
+
+@dataclass(frozen=True, slots=True)
 class NetworkCard:
     id: str
     mac: str = ""
@@ -25,6 +37,8 @@ class NetworkCard:
     gateway: str = ""
     mtu: int = 0
     """0: the tap's own."""
+    routes: tuple[Route, ...] = ()
+    """All of them; empty: those that follow from the addresses, and one through the gateway."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +81,11 @@ class Container:
 def agent_id(guest_id: str, exec_id: str = "") -> str:
     """What the agent calls a process of a container. No id of containerd's has a colon, so no two are the same."""
     return f"{guest_id}:{exec_id}"
+
+
+def is_of_container(process_id: str) -> bool:
+    """Whether `agent_id` made it."""
+    return ":" in process_id
 
 
 @dataclass(frozen=True, slots=True)

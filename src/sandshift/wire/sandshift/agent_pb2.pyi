@@ -130,6 +130,7 @@ class NetworkInterface(_message.Message):
     ADDRESSES_FIELD_NUMBER: _builtins.int
     GATEWAY_FIELD_NUMBER: _builtins.int
     MTU_FIELD_NUMBER: _builtins.int
+    ROUTES_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """By its place: the n-th card."""
     mac: _builtins.str
@@ -137,6 +138,10 @@ class NetworkInterface(_message.Message):
     mtu: _builtins.int
     @_builtins.property
     def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def routes(self) -> _containers.RepeatedCompositeFieldContainer[Global___NetworkRoute]:
+        """All of the card's routes; empty: those that follow from its addresses, and one through the gateway."""
+
     def __init__(
         self,
         *,
@@ -145,14 +150,47 @@ class NetworkInterface(_message.Message):
         addresses: _abc.Iterable[_builtins.str] | None = ...,
         gateway: _builtins.str = ...,
         mtu: _builtins.int = ...,
+        routes: _abc.Iterable[Global___NetworkRoute] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "gateway", b"gateway", "index", b"index", "mac", b"mac", "mtu", b"mtu"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "gateway", b"gateway", "index", b"index", "mac", b"mac", "mtu", b"mtu", "routes", b"routes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___NetworkInterface: _TypeAlias = NetworkInterface  # noqa: Y015
+
+@_typing.final
+class NetworkRoute(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DESTINATION_FIELD_NUMBER: _builtins.int
+    GATEWAY_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    ON_LINK_FIELD_NUMBER: _builtins.int
+    destination: _builtins.str
+    """With prefix length; "0.0.0.0/0" is everything."""
+    gateway: _builtins.str
+    """Empty: the card's own link."""
+    source: _builtins.str
+    """The address that packets on it are sent from; empty: the kernel chooses."""
+    on_link: _builtins.bool
+    """The gateway is on the link, whatever the addresses say."""
+    def __init__(
+        self,
+        *,
+        destination: _builtins.str = ...,
+        gateway: _builtins.str = ...,
+        source: _builtins.str = ...,
+        on_link: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["destination", b"destination", "gateway", b"gateway", "on_link", b"on_link", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NetworkRoute: _TypeAlias = NetworkRoute  # noqa: Y015
 
 @_typing.final
 class PersonalizeResponse(_message.Message):
