@@ -367,6 +367,7 @@ class Destination(SessionSide):
     async def vm_died(self) -> None:
         await self.fail(Outcome.OWN_VM_FAILED, "the destination's VM process has died")
         self.cut_unused_channel()
+        self.cut_unused_channel()
         await self.session.feed(VmDied("its process has ended"))
         if self.session.party.cell is Cell.RUNNING:
             await self.sandbox.end(EXIT_KILLED)

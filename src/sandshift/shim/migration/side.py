@@ -176,10 +176,19 @@ class SessionSide(ABC):
             )
 
     async def _wait_for_socket(self, socket_wait_s: float) -> bool:
+        """False if none came, or the transfer has ended meanwhile: cancelled, or its guest or VM has ended."""
+        given = asyncio.ensure_future(self.socket_given.wait())
         try:
-            async with asyncio.timeout(socket_wait_s):
-                await self.socket_given.wait()
-        except TimeoutError:
+            await asyncio.wait(
+                [given, self.session.transfer.done],
+                timeout=socket_wait_s,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+        finally:
+            given.cancel()
+        if self.session.transfer.done.done():
+            return False
+        if not self.socket_given.is_set():
             await self.fail(
                 Outcome.SOCKET_WAIT,
                 f"no socket came within {socket_wait_s:g} s: call CreateDuplicateSocket on the {self.session.side.value}",
@@ -219,6 +228,11 @@ class SessionSide(ABC):
             self.books.note_soon(OUTCOME_NOTE, outcome.value.encode())
             self.moment(f"transfer: {outcome.value}")
         self.session.end_transfer(outcome, message)
+
+    def cut_unused_channel(self) -> None:
+        """Our VM has ended before it had everything: the other side's would wait for bytes until its deadline."""
+        if self.session.channel is not None and not self.session.party.complete:
+            self.session.channel.cut()
 
     def end_as_cancelled(self) -> None:
         """A Cancel, or a Finalize that goes back, was asked for and done: whoever waits for the transfer hears of it."""

@@ -17,7 +17,7 @@ from sandshift.session.report import ChecksumReport, Report
 from sandshift.session.right_model import ChannelLost, MemoryComplete, Restarted, RightEvent, VmDied
 from sandshift.session.right_model import Transfer as TransferState
 from sandshift.session.statement import Cell
-from sandshift.session.states import State
+from sandshift.session.states import BEFORE_COMPLETION, State
 from sandshift.shim.migration.books import NUMBER, STOPPED_NOTE
 from sandshift.shim.migration.pacing import Pacer, StopSending
 from sandshift.shim.migration.reporting import report_of
@@ -315,8 +315,9 @@ class Source(SessionSide):
 
     async def vm_died(self) -> None:
         """The transfer's task may see it too; what a dead VM means, the protocol says."""
-        if self.session.state is State.TRANSFERRING:
+        if self.session.state in BEFORE_COMPLETION:
             await self.fail(*self._why_dead())
+            self.cut_unused_channel()
         try:
             await self.session.feed(VmDied("its process has ended"))
         except SandshiftError as error:
