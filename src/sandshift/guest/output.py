@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from sandshift.wire.sandshift import agent_pb2 as pb
@@ -33,12 +33,15 @@ class OutputReader:
         stream: int,
         delivered: Callable[[], int],
         take: Callable[[int, bytes], int],
+        room: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
+        """`room`: returns when the sink may take more; without it the sink is asked again and again."""
         self._agent = agent
         self._process_id = process_id
         self._stream = stream
         self._delivered = delivered
         self._take = take
+        self._room = room or _a_moment
         self._taken = delivered()
         self._acknowledged = self._taken
         self._some_taken = asyncio.Event()
@@ -79,7 +82,7 @@ class OutputReader:
         while (taken := self._take(offset, data)) < offset + len(data):
             if taken < offset:
                 return False
-            await asyncio.sleep(RETAKE_S)
+            await self._room()
         self._taken = taken
         self._some_taken.set()
         if taken - self._acknowledged >= ACK_BYTES:
@@ -105,3 +108,7 @@ class OutputReader:
         with contextlib.suppress(StatusError):
             await self._agent.ack_output(request)
             self._acknowledged = offset
+
+
+async def _a_moment() -> None:
+    await asyncio.sleep(RETAKE_S)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from sandshift.guest.client import Guest
     from sandshift.image.store import GuestImage
+    from sandshift.rootfs.plan import DiskFile, RootfsPlan
     from sandshift.sandbox.model import NetworkCard, Sandbox
+    from sandshift.sandbox.patching import Mount
     from sandshift.sandbox.preflight import DestinationFacts
     from sandshift.sandbox.shape import MachineShape
     from sandshift.vmm.machine import Vmm
@@ -76,6 +78,18 @@ class Machines(Protocol):
         ...
 
 
+class Packer(Protocol):
+    """Makes disks of what a snapshotter hands over."""
+
+    async def plan(self, mounts: Sequence[Mount], bundle: Path) -> RootfsPlan:
+        """The disks of a container's root file system."""
+        ...
+
+    async def pack_folder(self, path: Path) -> DiskFile:
+        """A folder of this host as a read-only disk."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Parts:
     vmm: Vmm
@@ -88,3 +102,5 @@ class Parts:
     arrival_pause_s: float = 0.5
     """How long a guest that has moved is left to its own work before its agent is asked anything: all of its code is cold,
     and its clients wait (their longest silence 363 ms in place of 566, measured with 0.8 s)."""
+    packer: Packer | None = None
+    """None: a shim that can have no containers."""

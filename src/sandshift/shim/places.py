@@ -4,8 +4,11 @@ RUN_DIR/NAMESPACE/ID/         may be lost with a reboot
     shim.sock shim.pid shim.log
     vm/                       QEMU's sockets, pid, stderr, serial console
     output/                   what processes said
+    offsets/                  how far each stream of a container's process is delivered
 STATE_DIR/sandboxes/NAMESPACE/ID/   survives a reboot
     sandbox                   the sandbox's model, as the shim would need it to start again
+    containers                its containers, their stdio and exits
+    events                    where containerd takes events
     session                   the journal of the active session
 STATE_DIR/statements/         last statements of ended sessions, 30 days
 STATE_DIR/reports/            the newest 1,000 reports
@@ -48,6 +51,18 @@ class Places:
     @property
     def output_dir(self) -> Path:
         return self.run_dir / "output"
+
+    @property
+    def offsets_dir(self) -> Path:
+        return self.run_dir / "offsets"
+
+    @property
+    def containers_file(self) -> Path:
+        return self.state_dir / "containers"
+
+    @property
+    def events_file(self) -> Path:
+        return self.state_dir / "events"
 
     @property
     def taps_file(self) -> Path:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from sandshift.errors import Damaged, SandshiftError
 from sandshift.sandbox import codec
+from sandshift.sandbox.model import is_of_container
 from sandshift.shim.parts import Wish
 from sandshift.shim.sandbox import EXIT_KILLED, Life, LiveSandbox
 from sandshift.wire.sandshift import state_pb2
@@ -38,6 +39,7 @@ async def restore_sandbox(sandbox: LiveSandbox) -> bool:
         raise Damaged(
             f"{sandbox.places.sandbox_file} cannot be read: {error}; the VM is left as it is"
         ) from error
+    sandbox.containers.restore()
     if sandbox.shape is not None:
         await _find_machine(sandbox)
     return True
@@ -58,6 +60,7 @@ def _take_description(sandbox: LiveSandbox, document: Mapping[str, object]) -> N
     sandbox.moved_to = str(document.get("moved_to", ""))
     if sandbox.life is Life.STOPPED:
         sandbox.ended.set()
+    sandbox.disks.restore(document.get("disks", ()))  # type: ignore[arg-type]
     wish = document["wish"]
     assert isinstance(wish, dict)
     sandbox.wish = Wish(**{**wish, "nameservers": tuple(wish["nameservers"])})
@@ -65,7 +68,7 @@ def _take_description(sandbox: LiveSandbox, document: Mapping[str, object]) -> N
 
 async def _find_machine(sandbox: LiveSandbox) -> None:
     assert sandbox.shape is not None
-    spec = await sandbox.booter.find(sandbox.model, sandbox.shape)
+    spec = await sandbox.booter.find(sandbox.model, sandbox.shape, sandbox.disks.sources())
     machine = await sandbox.parts.vmm.reattach(spec)
     sandbox.spec = spec
     if machine is None:
@@ -84,6 +87,7 @@ async def _find_machine(sandbox: LiveSandbox) -> None:
 async def follow_again(sandbox: LiveSandbox) -> None:
     """Take up the processes where the files end. The guest must run, or come to run: its agent is asked."""
     assert sandbox.guest is not None
+    sandbox.containers.follow(sandbox.guest)
     bases = sandbox.processes.bases_on_disk()
     try:
         processes: list[GuestProcess] = await sandbox.guest.list_processes()
@@ -91,6 +95,8 @@ async def follow_again(sandbox: LiveSandbox) -> None:
         log.warning("the agent of sandbox %s does not answer: %s", sandbox.sandbox_id, error)
         return
     for process in processes:
+        if is_of_container(process.process_id):
+            continue
         try:
             sandbox.processes.adopt(
                 process.process_id, process.pid, process.args, bases.get(process.process_id, {})

@@ -13,8 +13,8 @@ import logging
 import secrets
 import time
 import uuid
-from collections.abc import Awaitable, Callable
-from dataclasses import asdict, replace
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Final
 
 from sandshift.config import Config
@@ -24,8 +24,13 @@ from sandshift.sandbox import codec
 from sandshift.sandbox.model import Sandbox
 from sandshift.sandbox.shape import MachineShape
 from sandshift.session.right_licence import licence_of
+from sandshift.shim import container_events
 from sandshift.shim.boot import Boot, Booter
+from sandshift.shim.container_spec import Fitter
+from sandshift.shim.containers import Containers
+from sandshift.shim.disks import Disks
 from sandshift.shim.durable import Disk, make_folder, write_atomically
+from sandshift.shim.events import Publisher
 from sandshift.shim.parts import Parts, Wish
 from sandshift.shim.places import Places
 from sandshift.shim.processes import Exit, Processes
@@ -40,6 +45,18 @@ GUEST_ENDED: Final = frozenset({"SHUTDOWN", "RESET", "GUEST_PANICKED", "POWERDOW
 """QMP's events of a guest that ends or begins anew by itself."""
 POWER_OFF_S: Final = 3.0
 """How long a guest may take to power itself off when the sandbox is stopped."""
+
+
+@dataclass(frozen=True, slots=True)
+class PodShare:
+    """What all containers of the pod share, for the agent. Set before the first container is made."""
+
+    hosts: bytes = b""
+    """/etc/hosts; empty: the guest's."""
+    resolv_conf: bytes = b""
+    shm_bytes: int = 0
+    """Of /dev/shm; 0: the agent's default."""
+    sysctls: Mapping[str, str] = field(default_factory=dict)
 
 
 class Life(enum.Enum):
@@ -58,7 +75,15 @@ class Life(enum.Enum):
 class LiveSandbox:
     """One per shim. Methods raise errors of `sandshift.errors`; a failed start leaves nothing behind."""
 
-    def __init__(self, config: Config, places: Places, parts: Parts, namespace: str, sandbox_id: str) -> None:
+    def __init__(
+        self,
+        config: Config,
+        places: Places,
+        parts: Parts,
+        namespace: str,
+        sandbox_id: str,
+        events: Publisher | None = None,
+    ) -> None:
         self.config = config
         self.places = places
         self.parts = parts
@@ -75,6 +100,10 @@ class LiveSandbox:
         self.machine: Machine | None = None
         self.guest: Guest | None = None
         self.processes = Processes(places.output_dir)
+        self.events = events or Publisher("", namespace)
+        self.disks = Disks(self)
+        self.fitter = Fitter(parts)
+        self.containers = Containers(self)
         self.started_from = ""
         self.moved_to = ""
         self.boot_id = ""
@@ -82,6 +111,7 @@ class LiveSandbox:
         self.exited_at_ns = 0
         self.exit_code = 0
         self.ended = asyncio.Event()
+        self.pod_share = PodShare()
         self.guest_ended = ""
         """How the guest ended itself, if it did."""
         self.end_expected = False
@@ -103,7 +133,7 @@ class LiveSandbox:
         self.model, self.wish = model, wish
         self.life = Life.AWAITING if awaiting else Life.CREATED
         self.created_at_ns = time.time_ns()
-        await self._save()
+        await self.save()
 
     async def start(self) -> None:
         """Boot the VM (from a template where one fits), make the guest itself, and follow it."""
@@ -134,8 +164,9 @@ class LiveSandbox:
         self.life = Life.READY
         self.created_at_ns = time.time_ns()
         self.processes.follow(self.guest)
+        self.containers.follow(self.guest)
         self.watch()
-        await self._save()
+        await self.save()
 
     async def _start_machine(self, boot: Boot) -> Machine:
         """From the template; cold where there is none, or where it does not load after all."""
@@ -163,7 +194,7 @@ class LiveSandbox:
     async def prepare_incoming(self, model: Sandbox, shape: MachineShape) -> Machine:
         """Make the stopped VM that waits for the memory, and be connected to its agent before it runs."""
         self.processes.forget_output()
-        boot = await self.booter.prepare_incoming(model, shape)
+        boot = await self.booter.prepare_incoming(model, shape, self.disks.sources())
         self.spec = boot.spec
         try:
             self.machine = await self.parts.vmm.start_incoming(boot.spec)
@@ -175,7 +206,7 @@ class LiveSandbox:
             raise
         self.model = model
         self.watch()
-        await self._save()
+        await self.save()
         return self.machine
 
     async def arrived(self) -> None:
@@ -184,16 +215,19 @@ class LiveSandbox:
         self.life = Life.READY
         self.started_from = "migration"
         self.processes.follow(self.guest)
+        self.containers.follow(self.guest)
         self.boot_id = (await self.guest.info()).boot_id
         await self.guest.set_clock(time.time_ns)
-        await self._save()
+        await self.save()
 
     async def abandon_incoming(self) -> None:
         """The VM that waited here is not needed any more: back to waiting for another."""
         await self._tear_down()
-        await self.processes.end_all(Exit(EXIT_MIGRATED, time.time_ns()))
+        gone = Exit(EXIT_MIGRATED, time.time_ns())
+        await self.processes.end_all(gone)
+        await self.containers.end_all(gone)
         self.life = Life.AWAITING
-        await self._save()
+        await self.save()
 
     # The end
 
@@ -221,9 +255,14 @@ class LiveSandbox:
         self.exit_code = exit_code
         self.exited_at_ns = time.time_ns()
         await self.processes.end_all(Exit(exit_code, self.exited_at_ns))
+        if moved_to:
+            session, _, destination = moved_to.removeprefix("session ").partition(", ")
+            container_events.migrated(self.events, self.sandbox_id, session, destination)
+        await self.containers.end_all(Exit(exit_code, self.exited_at_ns))
         self.ended.set()
         try:
-            await self._save()
+            await self.save()
+            await self.containers.save()
         except Unavailable as error:
             log.warning("sandbox %s has ended; a later shim will not know how: %s", self.sandbox_id, error)
 
@@ -235,6 +274,7 @@ class LiveSandbox:
     async def _tear_down(self) -> None:
         self.end_expected = True
         await self.processes.let_go()
+        await self.containers.let_go()
         if self._task_watch is not None and self._task_watch is not asyncio.current_task():
             self._task_watch.cancel()
         if self.guest is not None:
@@ -246,6 +286,7 @@ class LiveSandbox:
         if self.spec is not None:
             await self.booter.release(self.spec)
             self.spec = None
+        self.disks.forget()
         self.end_expected = False
 
     def watch(self) -> None:
@@ -272,6 +313,8 @@ class LiveSandbox:
     async def let_go(self) -> None:
         """This shim ends; the VM goes on, for another shim to find."""
         await self.processes.let_go()
+        await self.containers.close()
+        await self.events.close()
         if self._task_watch is not None:
             self._task_watch.cancel()
         if self.guest is not None:
@@ -282,7 +325,7 @@ class LiveSandbox:
 
     # State
 
-    async def _save(self) -> None:
+    async def save(self) -> None:
         """Write down what a later shim needs to find this sandbox again."""
         document = {
             "sandbox": codec.sandbox_to_proto(self.model).SerializeToString().hex(),
@@ -295,6 +338,7 @@ class LiveSandbox:
             "exited_at_ns": self.exited_at_ns,
             "moved_to": self.moved_to,
             "wish": asdict(self.wish),
+            "disks": self.disks.as_document(),
         }
         make_folder(self.places.state_dir)
         data = json.dumps(document).encode()
@@ -302,7 +346,22 @@ class LiveSandbox:
 
     def frozen_model(self) -> Sandbox:
         """The model with its processes as they are now, for the saved state."""
-        return replace(self.model, processes=self.processes.as_model())
+        return replace(self.model, processes=self.processes.as_model(), containers=self.containers.as_model())
+
+    # Output during a move: of processes and containers
+
+    def freeze_output(self) -> dict[tuple[str, int], int]:
+        """From now on nothing more is taken; (process id, stream) -> first byte not delivered.
+
+        A shim that began while the guest stood still has nothing but files: the agent cannot be asked.
+        """
+        processes = self.processes
+        own = processes.freeze() if processes.followed else processes.offsets_on_disk()
+        return {**own, **self.containers.freeze()}
+
+    def thaw_output(self) -> None:
+        self.processes.thaw()
+        self.containers.thaw()
 
     def require_machine(self) -> Machine:
         if self.machine is None or not self.machine.alive:

@@ -17,6 +17,7 @@ from sandshift.config import Config
 from sandshift.errors import SandshiftError
 from sandshift.shim.arguments import Arguments
 from sandshift.shim.durable import make_folder, write_atomically
+from sandshift.shim.events import Publisher
 from sandshift.shim.identity import started_ticks_of
 from sandshift.shim.migration.desk import Desk
 from sandshift.shim.migration.opening import Opening
@@ -28,6 +29,7 @@ from sandshift.shim.restore import follow_again, restore_sandbox
 from sandshift.shim.sandbox import LiveSandbox
 from sandshift.shim.sandbox_service import SandboxService
 from sandshift.shim.shim_service import ShimService
+from sandshift.shim.task_service import TaskService, register_task
 from sandshift.status import to_status
 from sandshift.vmm.machine import RunState
 from sandshift.wire.migration import messages_pb2
@@ -65,8 +67,16 @@ async def translate_stream(
 class ShimServer:
     """All services of one shim on one ttrpc server."""
 
-    def __init__(self, config: Config, places: Places, parts: Parts, namespace: str, sandbox_id: str) -> None:
-        self.sandbox = LiveSandbox(config, places, parts, namespace, sandbox_id)
+    def __init__(
+        self,
+        config: Config,
+        places: Places,
+        parts: Parts,
+        namespace: str,
+        sandbox_id: str,
+        events: Publisher | None = None,
+    ) -> None:
+        self.sandbox = LiveSandbox(config, places, parts, namespace, sandbox_id, events)
         self.desk = Desk(self.sandbox, Opening(self.sandbox))
         self.shut_down = asyncio.Event()
         self.server = ttrpc.Server(unary_interceptors=(translate,), stream_interceptors=(translate_stream,))
@@ -81,6 +91,7 @@ class ShimServer:
             migration.transfer_sandbox_2691,
         )
         self.server.register(SandboxService(self.sandbox, self.desk, self.shut_down.set))
+        register_task(self.server, TaskService(self.sandbox, self.desk, self.shut_down.set, os.getpid()))
         self.server.register(ShimService(self.sandbox, self.desk, os.getpid()))
 
     async def restore(self) -> None:
@@ -129,11 +140,24 @@ def serve(arguments: Arguments, config: Config, listener: socket.socket) -> None
     asyncio.run(_serve(arguments, config, places, listener))
 
 
+def events_address(places: Places) -> str:
+    """Where containerd takes events: what `start` was told, else what an earlier shim of this sandbox was. Blocks."""
+    told = os.environ.get("TTRPC_ADDRESS", "")
+    if told:
+        write_atomically(places.events_file, told.encode())
+        return told
+    try:
+        return places.events_file.read_text()
+    except FileNotFoundError:
+        return ""
+
+
 async def _serve(arguments: Arguments, config: Config, places: Places, listener: socket.socket) -> None:
     from sandshift.shim.real_parts import real_parts  # noqa: PLC0415 - simulations bring others
 
+    events = Publisher(events_address(places), arguments.namespace)
     server = ShimServer(
-        config, places, real_parts(config, arguments.namespace), arguments.namespace, arguments.id
+        config, places, real_parts(config, arguments.namespace), arguments.namespace, arguments.id, events
     )
     await server.run(listener)
     for path in (config.shim_socket(arguments.namespace, arguments.id), places.shim_pid_file):

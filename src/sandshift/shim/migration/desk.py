@@ -85,14 +85,6 @@ class Desk:
             return
         self.require_no_session("Task.Kill")
 
-    def require_kill_allowed(self) -> None:
-        """Kill is let through on the source until the blackout starts (contract 4.13): afterwards it might be lost."""
-        active = self.active
-        if not isinstance(active, Source):
-            self.require_no_session("Task.Kill")
-        elif active.session.transfer.in_blackout or active.session.party.cell is not Cell.OPEN:
-            self.require_no_session("Task.Kill, in the blackout")
-
     async def change(self, what: str, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Do `work`, which changes the sandbox, to its end whatever becomes of the caller; refused at once in a session.
 

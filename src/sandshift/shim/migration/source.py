@@ -71,6 +71,14 @@ class Source(SessionSide):
         return asyncio.Lock()
 
     @property
+    def guest_is_here(self) -> bool:
+        """It has not been stopped for its last pass, nor has what it is been given away."""
+        session = self.session
+        return session.party.cell is Cell.OPEN and not (
+            session.transfer.in_blackout or session.party.complete
+        )
+
+    @property
     def moved_to(self) -> str:
         """Where the guest went: session and destination, as far as the channel tells."""
         channel = self.session.channel
@@ -199,9 +207,7 @@ class Source(SessionSide):
             began_s = time.monotonic()
             self.memory_digest = await machine.memory_digest()
             self.checksum_ms = (time.monotonic() - began_s) * 1000
-        processes = self.sandbox.processes
-        # A shim that began while the guest stood still has nothing but the files: the agent cannot be asked.
-        self.offsets = processes.freeze() if processes.followed else processes.offsets_on_disk()
+        self.offsets = self.sandbox.freeze_output()
         self.books.streams_at(self.offsets)
         self._continued_at_us = self.sandbox.clock_us()
         await machine.switch_over()
@@ -234,7 +240,7 @@ class Source(SessionSide):
     async def _not_completed(self, machine: Machine) -> None:
         """QEMU gave up, or was told to; unless it lies dying it has resumed the guest by itself."""
         info = await machine.migration_info()
-        self.sandbox.processes.thaw()
+        self.sandbox.thaw_output()
         reason = info.error or f"QEMU reports {info.status.value}"
         if info.status is MigrationStatus.CANCELLED:
             await self.fail(Outcome.CANCELLED, "the migration was cancelled")
@@ -244,7 +250,7 @@ class Source(SessionSide):
     async def _give_up(self, machine: Machine, rule: StopSending) -> None:
         """A rule of ours ended the transfer while the source can still go on."""
         await machine.cancel_transfer()
-        self.sandbox.processes.thaw()
+        self.sandbox.thaw_output()
         await self.fail(rule.outcome, rule.message)
 
     @property
@@ -286,7 +292,7 @@ class Source(SessionSide):
         self._note_downtime(info := await self._own_info(machine))
         if info.status is MigrationStatus.COMPLETED:
             return None if self.session.party.complete else MemoryComplete(self.handover())
-        self.sandbox.processes.thaw()
+        self.sandbox.thaw_output()
         if self.session.channel is not None:
             self.session.channel.cut()
         return ChannelLost()
@@ -306,7 +312,7 @@ class Source(SessionSide):
         return info
 
     async def guest_runs(self) -> None:
-        self.sandbox.processes.thaw()
+        self.sandbox.thaw_output()
         if not self.sandbox.processes.followed:
             self._task_follow = asyncio.create_task(follow_again(self.sandbox), name="follow again")
 

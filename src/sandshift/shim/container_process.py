@@ -1,0 +1,248 @@
+"""One process of a container as its shim follows it: the init or an exec session, its stdio, its exit.
+
+The agent keeps output and exit until they are acknowledged or forgotten, so following can stop and begin anew at any
+moment: in this shim, in a restarted one, or in the destination's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from sandshift.errors import NotFound, SandshiftError
+from sandshift.sandbox.model import Process, agent_id
+from sandshift.shim.offsets import INPUT_ASK, Offsets
+from sandshift.shim.processes import Exit
+from sandshift.shim.stdin import InputPump
+from sandshift.shim.stdio import Sink, check_stdio, fifo_path, open_sink
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sandshift.guest.client import Guest
+
+log = logging.getLogger(__name__)
+
+STDOUT: Final = 1
+STDERR: Final = 2
+EXIT_UNKNOWN: Final = 255
+"""The guest knows nothing of the process, or no exit of it."""
+DRAIN_S: Final = 5.0
+"""How long after the end of a process its output may take to come to its end; a grandchild may hold it open for ever."""
+
+
+class Stdio(msgspec.Struct, frozen=True):
+    """Where a process's streams are on this host, as the caller named them."""
+
+    stdin: str = ""
+    stdout: str = ""
+    stderr: str = ""
+    terminal: bool = False
+
+    def check(self) -> None:
+        """Raises NotSupported or Rejected, naming the stream, for what is none that this shim can use."""
+        if self.stdin:
+            fifo_path(self.stdin)
+        check_stdio("stdout", self.stdout)
+        if not self.terminal:
+            check_stdio("stderr", self.stderr)
+
+
+class ProcessRecord(msgspec.Struct):
+    """A process as it is written down for a later shim."""
+
+    exec_id: str = ""
+    stdio: Stdio = Stdio()
+    pid: int = 0
+    started: bool = False
+    spec: bytes = b""
+    stdin: bool = False
+    """The process in the guest has a stdin, whether or not anybody feeds it here."""
+    terminal: bool = False
+    bound: bool = True
+    """Its stdio is that of a caller on this host. Not so of an exec session that has come from elsewhere: Task.Exec with its
+    id binds it; until then its output waits in the guest."""
+    exit_code: int = -1
+    """-1: it has not ended."""
+    exited_at_ns: int = 0
+
+
+class ContainerProcess:
+    def __init__(
+        self, guest_id: str, record: ProcessRecord, folder: Path, on_exit: Callable[[ContainerProcess], None]
+    ) -> None:
+        """`folder`: of the offsets. `on_exit` is called once, when the exit is known and may be told."""
+        self.record = record
+        self.process_id = agent_id(guest_id, record.exec_id)
+        self.exit: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+        self.may_end = asyncio.Event()
+        """Cleared while Start is under way: nobody hears of the end before the start was told."""
+        self.may_end.set()
+        self._offsets = Offsets(folder, self.process_id)
+        self._on_exit = on_exit
+        self._sinks: dict[int, Sink] = {}
+        self._input: InputPump | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._task_exit: asyncio.Task[None] | None = None
+        if record.exit_code >= 0:
+            self.exit.set_result(Exit(record.exit_code, record.exited_at_ns))
+
+    @property
+    def exec_id(self) -> str:
+        return self.record.exec_id
+
+    @property
+    def exited(self) -> bool:
+        return self.exit.done()
+
+    # Streams
+
+    def open_stdio(self) -> None:
+        """Open what the caller named. Idempotent. Raises Unavailable, naming what cannot be opened; nothing is open then."""
+        if self._sinks or not self.record.bound:
+            return
+        stdio = self.record.stdio
+        named = (
+            {STDOUT: stdio.stdout} if self.record.terminal else {STDOUT: stdio.stdout, STDERR: stdio.stderr}
+        )
+        try:
+            for stream, value in named.items():
+                self._sinks[stream] = open_sink(value, self._offsets, stream)
+            if self.record.stdin and stdio.stdin and not self.exited:
+                self._input = InputPump(fifo_path(stdio.stdin), self._offsets, self.process_id)
+        except BaseException:
+            self.close_stdio()
+            raise
+
+    def close_stdio(self) -> None:
+        for sink in self._sinks.values():
+            sink.close()
+        self._sinks = {}
+        if self._input is not None:
+            self._input.close()
+            self._input = None
+
+    def begin_at(self, offsets: Mapping[int, int]) -> None:
+        """This process comes from elsewhere, where its streams (1, 2) were delivered up to there. Before `open_stdio`."""
+        for stream in (STDOUT, STDERR):
+            self._offsets[stream] = offsets.get(stream, 0)
+        self._offsets.set_flag(INPUT_ASK)
+
+    def close_input(self) -> None:
+        if self._input is not None:
+            self._input.close_input()
+
+    def offsets(self) -> dict[tuple[str, int], int]:
+        return {(self.process_id, stream): self._offsets[stream] for stream in (STDOUT, STDERR)}
+
+    def freeze(self) -> dict[tuple[str, int], int]:
+        """From now on nothing more is taken; (process id, stream) -> first byte not delivered."""
+        for sink in self._sinks.values():
+            sink.freeze()
+        if self._input is not None:
+            self._input.freeze()
+        return self.offsets()
+
+    def thaw(self, guest: Guest | None) -> None:
+        for sink in self._sinks.values():
+            sink.thaw()
+        if self._input is not None and guest is not None and not self.exited:
+            self._input.follow(guest)
+
+    # Following
+
+    def follow(self, guest: Guest) -> None:
+        """Follow exit and streams from where they are. Idempotent."""
+        if not self.record.pid:
+            return
+        if not self._tasks:
+            self._tasks = [
+                asyncio.create_task(self._follow_stream(guest, sink), name=f"{self.process_id}/{sink.stream}")
+                for sink in self._sinks.values()
+            ]
+        if self._input is not None and not self.exited:
+            self._input.follow(guest)
+        if self._task_exit is None and not self.exited:
+            self._task_exit = asyncio.create_task(self._follow_exit(guest), name=f"exit {self.process_id}")
+
+    async def _follow_stream(self, guest: Guest, sink: Sink) -> None:
+        """Task: ends with the stream, or when cancelled; an error is logged, and the agent keeps the bytes."""
+        try:
+            await guest.follow_output(
+                self.process_id, sink.stream, lambda: sink.delivered, sink.take, room=sink.room
+            )
+            await sink.drained()
+            sink.close()
+        except NotFound:
+            sink.close()  # The guest has forgotten the process: nothing more can come.
+        except SandshiftError as error:
+            log.warning("output %d of %s is not followed any more: %s", sink.stream, self.process_id, error)
+
+    async def _follow_exit(self, guest: Guest) -> None:
+        try:
+            code, exited_at_ns = await guest.wait_process(self.process_id)
+        except NotFound:
+            code, exited_at_ns = EXIT_UNKNOWN, 0
+        except SandshiftError as error:
+            log.warning("the exit of %s is not waited for any more: %s", self.process_id, error)
+            return
+        await self.may_end.wait()
+        self.end(Exit(code, exited_at_ns))
+
+    def end(self, exit_: Exit) -> None:
+        """The process has ended. The first call counts."""
+        if self.exit.done():
+            return
+        self.record.exit_code, self.record.exited_at_ns = exit_.code, exit_.exited_at_ns
+        if self._input is not None:
+            self._input.close()
+            self._input = None
+        self.exit.set_result(exit_)
+        self._on_exit(self)
+
+    async def drain(self) -> None:
+        """The process has ended: wait until its output is through, for DRAIN_S at most."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=DRAIN_S)
+
+    async def let_go(self) -> None:
+        """Stop following, without an end: somebody else will. stdio stays open."""
+        tasks = [*self._tasks, *([self._task_exit] if self._task_exit else [])]
+        self._tasks, self._task_exit = [], None
+        for task in tasks:
+            if task is not asyncio.current_task():
+                task.cancel()
+        for task in tasks:
+            if task is not asyncio.current_task():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+        if self._input is not None:
+            await self._input.let_go()
+
+    async def close(self) -> None:
+        """Follow no more and close everything; what is on disk stays."""
+        await self.let_go()
+        self.close_stdio()
+        self._offsets.close()
+
+    async def forget(self) -> None:
+        """The process is deleted."""
+        await self.close()
+        self._offsets.remove()
+
+    def as_model(self) -> Process:
+        record = self.record
+        return Process(
+            process_id=self.process_id,
+            pid=record.pid,
+            terminal=record.terminal,
+            stdin=record.stdin,
+            exec_id=record.exec_id,
+            started=record.started,
+            spec=b"" if record.pid else record.spec,
+        )
