@@ -63,6 +63,10 @@ class House:
     def addresses(self) -> Mapping[Side, str]:
         return {side: host.socket_path for side, host in self.hosts.items()}
 
+    @property
+    def event_sockets(self) -> Mapping[Side, str]:
+        return {side: str(self._folder / f"{side.name.lower()}-events.sock") for side in Side}
+
     async def reset(self) -> bool:
         await self._fresh({})
         return True
@@ -78,6 +82,7 @@ class House:
         limits = Limits(**LIMITS)  # type: ignore[arg-type]
         self.hosts = {side: FakeHost(folder, side.name.lower(), limits) for side in Side}
         for side, host in self.hosts.items():
+            host.events_path = self.event_sockets[side]
             await host.start()
             client: HostClient = await host.client()
             await (_start(client, annotations) if side is Side.SOURCE else client.await_sandbox())

@@ -29,7 +29,7 @@ from sandshift.shim import sandbox_service, serve
 from sandshift.shim.migration import desk, opening, pacing, session, side, source
 from sandshift.shim.migration.destination import Destination
 from sandshift.shim.sandbox import Life, LiveSandbox
-from tests.conformance import mutants_aided  # noqa: F401 - registers its own
+from tests.conformance import mutants_aided, mutants_tasks  # noqa: F401 - they register their own
 from tests.conformance.mutant import MUTANTS, Mutant, Patch, instead, nothing, wrong
 
 # One for every cell ---------------------------------------------------------------------------------------------------
@@ -60,11 +60,10 @@ def _cell(state: str, column: str) -> Patch:
 
 
 def cells() -> Iterator[Mutant]:
-    """Task.Create's column is left out: no service of this shim asks it yet (its cases are skipped)."""
     for state in STATES:
         for column in COLUMNS:
             sides = sides_of(state, column)
-            if sides and column != "Task.Create":
+            if sides:
                 names = tuple(name_of(state, column, each) for each in sides)
                 flipped = _flipped(state, column).value
                 yield Mutant(f"{state} x {column}: {flipped!r}", "cell", _cell(state, column), names)

@@ -34,7 +34,7 @@ async def test_every_mutant_is_caught() -> None:
 
 
 def test_every_cell_that_can_be_met_has_a_mutant_and_every_mutant_names_real_cases() -> None:
-    met = [(s, c) for s in STATES for c in COLUMNS if sides_of(s, c) and c != "Task.Create"]
+    met = [(s, c) for s in STATES for c in COLUMNS if sides_of(s, c)]
     assert len(list(mutants.cells())) == len(met)
     named = {name for mutant in mutants.everyone() for name in mutant.cases}
     assert named <= set(CASES)
@@ -42,4 +42,4 @@ def test_every_cell_that_can_be_met_has_a_mutant_and_every_mutant_names_real_cas
 
 def test_every_promise_has_a_mutant() -> None:
     about = {mutant.about for mutant in MUTANTS}
-    assert {f"4.{number}" for number in range(1, 17)} - about == {"4.4"}
+    assert {f"4.{number}" for number in range(1, 17)} <= about

@@ -48,4 +48,4 @@ async def test_every_cell_of_the_table_has_a_case_on_every_side_that_meets_it() 
 
 async def test_every_promise_has_a_case() -> None:
     lines = {case.line for case in CASES.values()}
-    assert {f"4.{number}" for number in range(1, 17)} - lines == {"4.4"}
+    assert {f"4.{number}" for number in range(1, 17)} <= lines

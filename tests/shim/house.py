@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import os
 import socket
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,11 +21,12 @@ import msgspec
 import ttrpc
 from sandshift.config import Config, Limits, Migration, Places
 from sandshift.config import Host as HostConfig
-from sandshift.errors import Unavailable
-from sandshift.guest.client import GuestExit, GuestInfo, GuestProcess
+from sandshift.rootfs.plan import EROFS, DiskFile, RootfsPlan
 from sandshift.sandbox.model import NetworkCard, Sandbox
+from sandshift.sandbox.patching import Mount
 from sandshift.sandbox.preflight import DestinationFacts, DiskFacts
 from sandshift.sandbox.shape import MachineShape
+from sandshift.shim.events import Publisher
 from sandshift.shim.parts import BootFiles, Parts, Wish
 from sandshift.shim.places import Places as ShimPlaces
 from sandshift.shim.serve import ShimServer
@@ -33,10 +35,12 @@ from sandshift.vmm.fake_process import FakeProcess
 from sandshift.vmm.standard import DiskPlan, standard_shape
 from sandshift.wire.containerd import sandbox_pb2
 from sandshift.wire.containerd.sandbox_ttrpc import SandboxClient
+from sandshift.wire.containerd.task_ttrpc import TaskClient
 from sandshift.wire.migration import messages_pb2 as m
 from sandshift.wire.migration.service_ttrpc import MigrationClient
 from sandshift.wire.sandshift import shim_pb2
 from sandshift.wire.sandshift.shim_ttrpc import ShimClient
+from tests.shim.fake_agent import FakeGuest
 
 NAMESPACE = "test"
 SANDBOX = "box"
@@ -45,56 +49,15 @@ DIGEST = "sha256:" + "0" * 64
 SO_COOKIE = 57
 
 
-class FakeGuest:
-    """The agent's client on a fake guest: answers while the virtual CPUs run, as `guest.client.Guest` does."""
+class FakePacker:
+    """Packs nothing: what is mounted from one place has one content, on every host."""
 
-    def __init__(self, process: FakeProcess, reply_s: float) -> None:
-        self._process = process
-        self._reply_s = reply_s
+    async def plan(self, mounts: Sequence[Mount], bundle: Path) -> RootfsPlan:
+        return RootfsPlan(layers=tuple([await self.pack_folder(Path(mount.source)) for mount in mounts]))
 
-    async def _runs(self) -> None:
-        try:
-            async with asyncio.timeout(self._reply_s):
-                await self._process.runs.wait()
-                if self._process.faults.hang:
-                    await asyncio.Event().wait()
-        except TimeoutError as error:
-            raise Unavailable(f"the guest's agent did not answer within {self._reply_s:g} s") from error
-
-    async def info(self) -> GuestInfo:
-        await self._runs()
-        guest = self._process.look()
-        return GuestInfo("0", guest.boot_id, "fake", 0, 0, "", "", 0, "", personalized=True)
-
-    async def personalize(self, **_what: object) -> None:
-        await self._runs()
-
-    async def set_clock(self, _clock_ns: Callable[[], int]) -> int:
-        await self._runs()
-        return 0
-
-    async def start_process(
-        self, process_id: str, args: Sequence[str], *, env: Mapping[str, str] | None = None, cwd: str = ""
-    ) -> int:
-        await self._runs()
-        return 2
-
-    async def list_processes(self) -> list[GuestProcess]:
-        await self._runs()
-        return []
-
-    async def follow_output(self, *_what: object) -> None:
-        await asyncio.Event().wait()
-
-    async def wait_process(self, _process_id: str) -> GuestExit:
-        await asyncio.Event().wait()
-        raise AssertionError
-
-    async def power_off(self) -> None:
-        self._process.power_off()
-
-    async def close(self) -> None:
-        return
+    async def pack_folder(self, path: Path) -> DiskFile:
+        digest = "sha256:" + hashlib.sha256(path.name.encode()).hexdigest()
+        return DiskFile(path, EROFS, 4096, digest, read_only=True)
 
 
 class FakeTaps:
@@ -187,6 +150,9 @@ class FakeHost:
         self.machines = FakeMachines(folder)
         self.socket_path = str(folder / f"{name}.sock")
         self.places = ShimPlaces.of(self.config, NAMESPACE, SANDBOX)
+        self.events_path = ""
+        """Where the shim sends its events; empty: nowhere."""
+        self.events_address = ""
         self.server: ShimServer | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -200,12 +166,19 @@ class FakeHost:
     async def start(self) -> None:
         """Start the shim, on what an earlier one left if there was one."""
         parts = Parts(
-            self.vmm, self.taps, self.machines, self._connect_guest, self.clock_us, arrival_pause_s=0.0
+            self.vmm,
+            self.taps,
+            self.machines,
+            self._connect_guest,
+            self.clock_us,
+            arrival_pause_s=0.0,
+            packer=FakePacker(),
         )  # type: ignore[arg-type]
         self.places.run_dir.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
             Path(self.socket_path).unlink()
-        self.server = ShimServer(self.config, self.places, parts, NAMESPACE, SANDBOX)
+        events = Publisher(self.events_path, NAMESPACE)
+        self.server = ShimServer(self.config, self.places, parts, NAMESPACE, SANDBOX, events)
         await self.server.restore()
         self._task = asyncio.create_task(self.server.server.serve(ttrpc.listen(self.socket_path)))
 
@@ -237,6 +210,7 @@ class HostClient:
         self.migration = MigrationClient(client)
         self.sandbox = SandboxClient(client)
         self.shim = ShimClient(client)
+        self.task = TaskClient(client)
 
     async def status(self) -> shim_pb2.StatusResponse:
         return await self.shim.status(shim_pb2.StatusRequest(), timeout_s=10)

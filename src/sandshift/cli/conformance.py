@@ -59,6 +59,13 @@ def _limits(
     help="As --reset, with a sandbox whose annotation says that it must not move.",
 )
 @click.option(
+    "--source-events",
+    default="",
+    metavar="PATH",
+    help="Where the source's shim sends its events (TTRPC_ADDRESS).",
+)
+@click.option("--destination-events", default="", metavar="PATH", help="Where the destination's does.")
+@click.option(
     "--limit",
     "limits",
     multiple=True,
@@ -81,6 +88,8 @@ def conformance(
     guest: str,
     silence: str,
     pin: str,
+    source_events: str,
+    destination_events: str,
     limits: dict[str, float],
     only: str,
     list_only: bool,
@@ -90,6 +99,7 @@ def conformance(
     One line a case, then 'N passed, N failed, N skipped'. The exit status is 0 if none failed.
     """
     from sandshift.conformance.runner import FAILED, Suite, select  # noqa: PLC0415 - loads protobuf
+    from sandshift.conformance.side import Side  # noqa: PLC0415
     from sandshift.conformance.target import Sockets  # noqa: PLC0415
 
     cases = select(only)
@@ -102,7 +112,8 @@ def conformance(
             "\n".join(lines),
         )
         return
-    target = Sockets(source, destination, reset, restart, guest, silence, pin, limits)
+    events = {Side.SOURCE: source_events, Side.DESTINATION: destination_events}
+    target = Sockets(source, destination, reset, restart, guest, silence, pin, limits, events)
     result = run_async(Suite(target).run(cases, lambda verdict: frame.emit_text(str(verdict))))
     frame.emit(result.document(), str(result))
     if result.count(FAILED):

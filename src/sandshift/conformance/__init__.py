@@ -14,6 +14,7 @@ from sandshift.conformance import (
     promises_ending,
     promises_moving,
     promises_opening,
+    promises_tasks,
 )
 from sandshift.conformance.cases import CASES
 
@@ -26,4 +27,5 @@ __all__ = [
     "promises_ending",
     "promises_moving",
     "promises_opening",
+    "promises_tasks",
 ]

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import json
-import tempfile
-from pathlib import Path
 from typing import Final
 
 from google.protobuf import any_pb2
@@ -25,13 +22,13 @@ from sandshift.conformance.answers import (
 )
 from sandshift.conformance.cases import Case, add
 from sandshift.conformance.relay import descriptor_of
-from sandshift.conformance.scene import BACK, Scene
+from sandshift.conformance.scene import BACK, Scene, here
 from sandshift.conformance.shim import RESUME, STOP
 from sandshift.conformance.side import Side
 from sandshift.conformance.table import CELLS, COLUMNS, STATES, sides_of
 from sandshift.wire.migration import options_pb2 as o
 
-SOURCE_CONTAINER: Final = "io.microsoft.migration.source-container-id"
+CONTAINER: Final = "c1"
 REFUSAL_S: Final = 5.0
 """How long a TransferSandbox may take to be refused, or to say that all is over."""
 PENDING_S: Final = 0.05
@@ -39,6 +36,7 @@ PENDING_S: Final = 0.05
 AFTER: Final = {
     "PrepareAndExport": ("SourceExported",),
     "Import": ("DestinationImported",),
+    "Task.Create": ("DestinationImported",),
     "PrepareSandbox": ("DestinationPrepared",),
     "CreateDuplicateSocket": ("SocketReady", "Transferring", "TransferCompleted"),
     "Finalize back": ("Finalized", "Idle"),
@@ -108,10 +106,8 @@ async def _give_socket(scene: Scene, side: Side) -> Answer:
 
 
 async def _create_task(scene: Scene, side: Side) -> Answer:
-    with tempfile.TemporaryDirectory() as bundle:
-        config = {"ociVersion": "1.1.0", "annotations": {SOURCE_CONTAINER: "c1"}}
-        await asyncio.to_thread((Path(bundle) / "config.json").write_text, json.dumps(config))
-        answer = await scene.shims[side].create_task(bundle, "c1-moved")
+    """The patch of a container of the source, as it was made on the way here, where it was."""
+    answer = await scene.shims[side].tasks.create(scene.containers[CONTAINER], here(CONTAINER))
     if answer.code == UNIMPLEMENTED:
         raise Skipped("the shim serves no containerd.task.v3.Task")
     return answer
@@ -119,6 +115,8 @@ async def _create_task(scene: Scene, side: Side) -> Answer:
 
 async def check(scene: Scene, *, state: str, column: str, side: Side) -> None:
     """Bring the side into the state, make the call, and hold the answer and the state after it against the cell."""
+    if column == "Task.Create":
+        scene.have_containers(CONTAINER)
     if state == "Cancelling":
         await _check_cancelling(scene, column, side)
         return

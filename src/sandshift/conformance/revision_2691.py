@@ -36,8 +36,6 @@ _MESSAGES: Final = {
     ),
     "FinalizeSandboxRequest": "string session_id=1, int32 action=2",
     "Empty": "",
-    # What Task.Create of containerd's task service says that matters here.
-    "CreateTaskRequest": "string id=1, string bundle=2",
 }
 """Enums are numbers here: on the wire they are the same. An enum's names are not what a client sends."""
 _SCALARS: Final = {
@@ -97,7 +95,4 @@ TRANSFER: Final[ttrpc.Method[Any, Any]] = ttrpc.Method(
     ttrpc.Shape.SERVER_STREAM,
     TYPES["TransferSandboxRequest"],
     TYPES["TransferSandboxResponse"],
-)
-CREATE_TASK: Final[ttrpc.Method[Any, Any]] = ttrpc.Method(
-    "containerd.task.v3.Task", "Create", ttrpc.Shape.UNARY, TYPES["CreateTaskRequest"], TYPES["Empty"]
 )

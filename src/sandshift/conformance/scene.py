@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import uuid
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Any, Final
 
 from google.protobuf import any_pb2
@@ -13,9 +14,11 @@ from google.protobuf import any_pb2
 import ttrpc
 from sandshift.conformance.answers import OK, Answer, Broken, require
 from sandshift.conformance.relay import Relay, descriptor_of
+from sandshift.conformance.saved_state import with_containers
 from sandshift.conformance.shim import RESUME, STOP, Shim
 from sandshift.conformance.side import Side
 from sandshift.conformance.target import Target
+from sandshift.conformance.tasks import Bundles
 from sandshift.wire.migration import options_pb2 as o
 
 STATE_S: Final = 15.0
@@ -29,6 +32,11 @@ DRIPS_MAX: Final = 2000
 BACK: Final = {Side.SOURCE: RESUME, Side.DESTINATION: STOP}
 FORWARD: Final = {Side.SOURCE: STOP, Side.DESTINATION: RESUME}
 LIVE_STATES: Final = ("Finalized", "Failed", "Cancelled")
+
+
+def here(name: str) -> str:
+    """What a container of the source is called on the DST."""
+    return f"{name}-moved"
 
 
 class Scene:
@@ -45,6 +53,9 @@ class Scene:
         self._tasks: list[asyncio.Task[Any]] = []
         self._others: list[Shim] = []
         self._spoilt = False
+        self.bundles = Bundles()
+        self.containers: dict[str, Path] = {}
+        """Containers that the saved state is made to have, by their ids on the source, and the bundle of each here."""
 
     @classmethod
     async def open(cls, target: Target) -> Scene:
@@ -99,12 +110,24 @@ class Scene:
         )
         self.config = answer.response.config
 
+    def have_containers(self, *names: str) -> None:
+        """From the next import on the sandbox has these containers, with pids of their own, which run."""
+        self.containers = {name: self.bundles.patch_of(name) for name in names}
+
+    async def patch(self, name: str) -> Answer:
+        """Task.Create on the DST for a container of the source; here it is called NAME-moved."""
+        return await self.dst.tasks.create(self.containers[name], here(name))
+
     async def imported(self) -> None:
         await self.export()
+        if self.containers:
+            self.config = with_containers(self.config, self.containers)
         require(await self.dst.import_(self.session, self.config), OK, what="ImportSandbox")
 
     async def prepared(self) -> None:
         await self.imported()
+        for name in self.containers:
+            require(await self.patch(name), OK, what=f"Task.Create for {name}")
         require(await self.dst.prepare(self.session, self.options), OK, what="PrepareSandbox")
 
     async def give_socket(self, side: Side, *, flowing: bool = False) -> None:
@@ -237,6 +260,7 @@ class Scene:
                 await relay.close()
             for shim in (*self.shims.values(), *self._others):
                 await shim.close()
+            self.bundles.close()
 
     async def _wind_back(self) -> bool:
         for relay in self._relays:
@@ -250,6 +274,8 @@ class Scene:
                 await shim.finalize(session, BACK[side])
             if await shim.state() != "Idle":
                 await shim.cleanup(session)
+        for name in self.containers:
+            await self.dst.tasks.delete(here(name))
         return await self._as_it_was()
 
     async def _as_it_was(self) -> bool:

@@ -11,6 +11,7 @@ from google.protobuf import any_pb2, duration_pb2
 import ttrpc
 from sandshift.conformance import revision_2691 as old
 from sandshift.conformance.answers import ANSWER_S, NO_ANSWER, OK, Answer, Broken, ask
+from sandshift.conformance.tasks import Tasks
 from sandshift.wire.containerd import sandbox_pb2
 from sandshift.wire.containerd.sandbox_ttrpc import SandboxClient
 from sandshift.wire.migration import messages_pb2 as m
@@ -39,6 +40,7 @@ class Shim:
         self.sandbox_id = sandbox_id
         self.migration = MigrationClient(connection)
         self._sandbox = SandboxClient(connection)
+        self.tasks = Tasks(connection)
         self.own = ShimClient(connection)
 
     @classmethod
@@ -167,10 +169,6 @@ class Shim:
         return Answer(answer.code, answer.message, heard)
 
     # Around it
-
-    async def create_task(self, bundle: str, container_id: str) -> Answer:
-        request = old.TYPES["CreateTaskRequest"](id=container_id, bundle=bundle)
-        return await ask(self.connection.unary(old.CREATE_TASK, request))
 
     async def status(self) -> shim_pb2.StatusResponse:
         return await self.own.status(shim_pb2.StatusRequest(), timeout_s=ANSWER_S)

@@ -59,6 +59,13 @@ class Target(Protocol):
         """
         ...
 
+    @property
+    def event_sockets(self) -> Mapping[Side, str]:
+        """Where each side's shim sends its events: the suite listens there while a case needs them. Empty if they go nowhere
+        that the suite could listen.
+        """
+        ...
+
     async def pin(self) -> None:
         """Fresh shims, and the source's sandbox has the annotation `io.microsoft.migration.support-enabled` = "false". Raises
         Skipped if this target cannot.
@@ -81,6 +88,7 @@ class Sockets:
     """Run with `source` or `destination`, and `on` or `off`, as its last words."""
     pin_command: str = ""
     limits: Mapping[str, float] = field(default_factory=dict)
+    event_sockets: Mapping[Side, str] = field(default_factory=dict)
 
     @property
     def addresses(self) -> Mapping[Side, str]:
