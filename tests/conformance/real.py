@@ -8,6 +8,7 @@ import os
 import select
 import signal
 from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
 from typing import Final, Self
 
 from sandshift.conformance.answers import Skipped
@@ -33,6 +34,18 @@ END_S: Final = 4.0
 """A session is Transferring by then."""
 OVERRIDES: Final = {"vm": {"shared_memory": True}, "migration.limits": LIMITS}
 """Shared memory is what checksum_verification needs."""
+
+
+class HostWithEvents(Host):
+    """A host whose shims are told where events go, as containerd would."""
+
+    @property
+    def events_path(self) -> Path:
+        return Path(self.config.places.run_dir) / "events.sock"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**super().environment, "TTRPC_ADDRESS": str(self.events_path)}
 
 
 class RealHouse:
@@ -62,6 +75,15 @@ class RealHouse:
     def addresses(self) -> Mapping[Side, str]:
         return {side: str(self._host(side).config.shim_socket(NAMESPACE, SANDBOX)) for side in Side}
 
+    @property
+    def event_sockets(self) -> Mapping[Side, str]:
+        sockets = {}
+        for side in Side:
+            host = self._host(side)
+            assert isinstance(host, HostWithEvents)
+            sockets[side] = str(host.events_path)
+        return sockets
+
     async def reset(self) -> bool:
         await self._fresh({})
         return True
@@ -72,7 +94,9 @@ class RealHouse:
     async def _fresh(self, annotations: Mapping[str, str]) -> None:
         await self._pair.aclose()
         assert self._lab is not None
-        self._hosts = await self._pair.enter_async_context(pair(self._lab, annotations=annotations))
+        self._hosts = await self._pair.enter_async_context(
+            pair(self._lab, annotations=annotations, kind=HostWithEvents)
+        )
 
     async def restart(self, side: Side) -> None:
         assert self._hosts is not None

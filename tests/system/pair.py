@@ -144,10 +144,15 @@ class Pair:
 
 @contextlib.asynccontextmanager
 async def pair(
-    lab: Lab, *, dirty_mib: int = 0, pause_s: float = 0.0, annotations: Mapping[str, str] | None = None
+    lab: Lab,
+    *,
+    dirty_mib: int = 0,
+    pause_s: float = 0.0,
+    annotations: Mapping[str, str] | None = None,
+    kind: type[Host] = Host,
 ) -> AsyncIterator[Pair]:
     """A sandbox that runs on host A (and dirties memory), a destination that awaits one on host B."""
-    a, b = Host.load(lab.host_a.config_path), Host.load(lab.host_b.config_path)
+    a, b = kind.load(lab.host_a.config_path), kind.load(lab.host_b.config_path)
     await asyncio.to_thread(build.build, Path(a.config.places.cache_dir))
     source = await launch(a, Wish(SANDBOX, annotations=annotations or {}))
     try:
