@@ -171,6 +171,9 @@ def test_forward_or_back(source: Cell | None, destination: Cell | None, forward:
         (view(Cell.KEPT, vm_alive=False), view(Cell.REFUSED), Ending.CRASHED, None),
         (view(Cell.RELEASED), view(Cell.RUNNING, vm_alive=False), Ending.CRASHED, None),
         (view(Cell.RELEASED), view(Cell.HELD), Ending.UNFINISHED, None),
+        (view(Cell.GONE), view(Cell.REFUSED, vm_alive=False), Ending.CRASHED, None),
+        (view(Cell.GONE), view(Cell.LOST, vm_alive=False), Ending.CRASHED, None),
+        (view(Cell.GONE), view(Cell.HELD), Ending.UNFINISHED, None),
         (None, None, Ending.UNFINISHED, None),
     ],
 )

@@ -3,7 +3,7 @@
     FORWARD   S.EXPORT > D.OPEN > D.IMPORT > D.PREPARE > S.CONNECT > D.SOCKET > S.SOCKET
               > S.TRANSFER with D.TRANSFER > D.RESUME > S.STOP > S.CLEANUP with D.CLEANUP > both REPORT
               > S.CLOSE
-    UNWIND    S.CANCEL with D.CANCEL > S.RESUME > D.STOP > S.CLEANUP with D.CLEANUP > both REPORT > D.CLOSE
+    UNWIND    S.CANCEL > S.RESUME > D.CANCEL > D.STOP > S.CLEANUP with D.CLEANUP > both REPORT > D.CLOSE
     RECOVER   nobody here knows who holds the right to run: `fleet/recover.py` asks both sides
     ENDED     nothing is left to call
 
@@ -17,6 +17,8 @@ The rules that matter, each a test:
   From then on a failure means RECOVER: the answer may be lost and the guest run.
 * S.EXPORT comes first: the source has one session at a time, so of two coordinators with different sessions only one
   ever touches the destination.
+* D.CANCEL is called only after S.RESUME has succeeded: what is cancelled is discarded, and where the source's VM has
+  died the destination may hold the only copy.
 * A call that may have had an effect is never left behind: UNWIND waits for its answer first, save for the transfers,
   which CANCEL ends.
 * D.SOCKET comes before S.SOCKET: of two coordinators at work on one session exactly one hands the destination its
@@ -130,10 +132,13 @@ FORWARD: Final[Mapping[Step, tuple[Step, ...]]] = MappingProxyType(
 UNWIND: Final[Mapping[Step, tuple[Step, ...]]] = MappingProxyType(
     {
         SOURCE_CANCEL: (),
-        DESTINATION_CANCEL: (),
         SOURCE_RESUME: (
             SOURCE_CANCEL,
         ),  # the source needs nobody's consent: it must not wait for a dead peer
+        DESTINATION_CANCEL: (
+            SOURCE_CANCEL,
+            SOURCE_RESUME,
+        ),  # cancelled, it is discarded: and it may hold the only copy until the source is known to run
         DESTINATION_STOP: (SOURCE_CANCEL, DESTINATION_CANCEL, SOURCE_RESUME),
         SOURCE_CLEANUP: (SOURCE_CANCEL, DESTINATION_CANCEL, SOURCE_RESUME, DESTINATION_STOP),
         DESTINATION_CLEANUP: (SOURCE_CANCEL, DESTINATION_CANCEL, SOURCE_RESUME, DESTINATION_STOP),

@@ -121,6 +121,8 @@ def goes_forward(source: View | None, destination: View | None) -> bool:
 
 def diagnose(source: View | None, destination: View | None) -> Verdict:
     """Why recovery could not finish by itself. right-to-run.md, section 9."""
+    if source is not None and source.cell is Cell.GONE and destination is not None and not destination.vm_alive:
+        return Verdict(Ending.CRASHED, "the destination's VM died when the source had given its own up for good")
     if destination is not None and destination.cell is Cell.LOST:
         return Verdict(
             Ending.OPERATOR,
