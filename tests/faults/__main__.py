@@ -7,6 +7,7 @@ import asyncio
 import json
 import logging
 import secrets
+import signal
 import sys
 import time
 from pathlib import Path
@@ -24,6 +25,8 @@ SEED_BITS = 31
 def main() -> int:
     options = _options()
     logging.disable(logging.WARNING)
+    for number in (signal.SIGTERM, signal.SIGINT):  # however it is ended, what it started is taken down
+        signal.signal(number, signal.default_int_handler)
     cases = _chosen(options)
     if options.list:
         for case in cases:

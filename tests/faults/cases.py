@@ -89,12 +89,13 @@ def promise(step: Step, victim: Victim) -> frozenset[Promise]:
         case None:
             return frozenset({Promise.RUNS})
         case Side.SOURCE:
-            return _without_source(step)
+            return _without_source(step, tells=victim is Victim.SOURCE_QEMU)
         case _:
             return _without_destination(step)
 
 
-def _without_source(step: Step) -> frozenset[Promise]:
+def _without_source(step: Step, *, tells: bool) -> frozenset[Promise]:
+    """`tells`: its shim lives, and may say over the channel that the guest crashed where it ran."""
     if step.destination in (Cell.HELD, Cell.STARTING, Cell.RUNNING) or step.source in (
         Cell.RELEASED,
         Cell.GONE,
@@ -106,11 +107,11 @@ def _without_source(step: Step) -> frozenset[Promise]:
         case Memory.LAST:
             return frozenset({Promise.LOST, Promise.OPERATOR, Promise.RUNS})
         case Memory.WHOLE:
-            return frozenset(
-                {Promise.OPERATOR}
-            )  # section 9: "the source's VM died before its shim recorded completed"
+            # Section 9: "the source's VM died before its shim recorded completed". A destination that has heard its KEPT
+            # refuses (section 5); one that has not is kept for a person.
+            return frozenset({Promise.OPERATOR, Promise.LOST} if tells else {Promise.OPERATOR})
         case Memory.ABOUT_RECORDED:
-            return frozenset({Promise.OPERATOR, Promise.RUNS})
+            return frozenset({Promise.OPERATOR, Promise.RUNS} | ({Promise.LOST} if tells else set()))
         case Memory.RECORDED:
             return frozenset(
                 {Promise.RUNS}
