@@ -64,12 +64,17 @@ class FakeTaps:
     def __init__(self) -> None:
         self.made: list[str] = []
 
-    async def attach(self, sandbox_id: str, cards: tuple[NetworkCard, ...]) -> dict[str, str]:
+    async def pod_cards(self, sandbox_id: str, network_namespace: str) -> tuple[NetworkCard, ...]:
+        return ()
+
+    async def attach(
+        self, sandbox_id: str, cards: tuple[NetworkCard, ...], network_namespace: str = ""
+    ) -> dict[str, str]:
         taps = {f"net{index}": f"tap-{sandbox_id}-{index}" for index in range(len(cards))}
         self.made += taps.values()
         return taps
 
-    async def detach(self, taps: list[str]) -> None:
+    async def detach(self, taps: list[str], network_namespace: str = "") -> None:
         self.made = [tap for tap in self.made if tap not in taps]
 
 

@@ -1,4 +1,4 @@
-"""Applies a plan in one run of ``ip -batch``, all of it or nothing."""
+"""Applies a plan in one run of ``ip -batch`` (and one of ``tc -batch`` where it has such steps), all of it or nothing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import shutil
 from dataclasses import dataclass
 from typing import Final
 
-from sandshift.errors import NotSupported, TimedOut
+from sandshift.errors import NotSupported, SandshiftError, TimedOut
 from sandshift.net.complaint import explain, failed_step
 from sandshift.net.plan import Plan
 
@@ -22,8 +22,15 @@ class _Ran:
     complaint: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    applied: int | None
+    """How many steps hold; None: not known."""
+    error: SandshiftError | None = None
+
+
 async def apply(plan: Plan, *, network_namespace: str = "") -> None:
-    """Make everything in `plan`, in the named network namespace (empty: the caller's own).
+    """Make everything in `plan`, in a network namespace: a name, or its file's path (empty: the caller's own).
 
     All or nothing: when a step fails or the call is cancelled, the steps before it are taken back.
 
@@ -33,35 +40,49 @@ async def apply(plan: Plan, *, network_namespace: str = "") -> None:
     """
     if not plan.steps:
         return
-    running = asyncio.ensure_future(_run_ip(plan.batch(), network_namespace))
+    running = asyncio.ensure_future(_apply(plan, network_namespace))
     try:
-        ran = await asyncio.shield(running)
+        outcome = await asyncio.shield(running)
     except asyncio.CancelledError:
         # It takes milliseconds, and only its own word says which of the names are ours to delete.
-        await asyncio.shield(_roll_back(plan, await running, network_namespace))
+        await asyncio.shield(_undo(plan, network_namespace, (await running).applied))
         raise
-    if ran.returncode != 0:
-        await _roll_back(plan, ran, network_namespace)
-        raise explain(plan, ran.complaint)
+    if outcome.error is not None:
+        await _undo(plan, network_namespace, outcome.applied)
+        raise outcome.error
 
 
-async def _roll_back(plan: Plan, ran: _Ran, network_namespace: str) -> None:
-    applied = failed_step(plan, ran.complaint) if ran.returncode else None
-    if undo := plan.undo_batch(applied):
-        await _run_ip(undo, network_namespace, force=True)
+async def _apply(plan: Plan, network_namespace: str) -> _Outcome:
+    applied = 0
+    for program, part in plan.stages():
+        ran = await _run(program, part.batch(), network_namespace)
+        if ran.returncode != 0:
+            failed = failed_step(part, ran.complaint)
+            return _Outcome(None if failed is None else applied + failed, explain(part, ran.complaint))
+        applied += len(part.steps)
+    return _Outcome(applied)
+
+
+async def _undo(plan: Plan, network_namespace: str, applied: int | None) -> None:
+    for program, batch in plan.undo_batches(applied):
+        await _run(program, batch, network_namespace, force=True)
 
 
 async def remove(plan: Plan, *, network_namespace: str = "") -> None:
     """Take back everything in `plan`. What is gone already, and a namespace that is gone, are no error."""
-    if undo := plan.undo_batch():
-        await _run_ip(undo, network_namespace, force=True)
+    await _undo(plan, network_namespace, None)
 
 
-async def _run_ip(batch: str, network_namespace: str, *, force: bool = False) -> _Ran:
-    """One `ip`, fed `batch`. With `force` it goes on after a line that fails."""
-    command = [ip_binary()]
-    command += ["-n", network_namespace] if network_namespace else []
-    command += ["-force"] if force else []
+def command_in(network_namespace: str, program: str) -> list[str]:
+    """The beginning of a command line that runs `ip` or `tc` in a namespace: a name, a path, or empty for here."""
+    if network_namespace.startswith("/"):
+        return [binary("nsenter"), f"--net={network_namespace}", binary(program)]
+    return [binary(program), *(["-n", network_namespace] if network_namespace else [])]
+
+
+async def _run(program: str, batch: str, network_namespace: str, *, force: bool = False) -> _Ran:
+    """One run, fed `batch`. With `force` it goes on after a line that fails."""
+    command = command_in(network_namespace, program) + (["-force"] if force else [])
     process = await asyncio.create_subprocess_exec(
         *command,
         "-batch",
@@ -82,9 +103,14 @@ async def _run_ip(batch: str, network_namespace: str, *, force: bool = False) ->
     return _Ran(process.returncode or 0, stderr.decode(errors="replace"))
 
 
-def ip_binary() -> str:
-    """Where `ip` is; a user's PATH often leaves out the sbin folders."""
+def binary(program: str) -> str:
+    """Where a program is; a user's PATH often leaves out the sbin folders.
+
+    Raises:
+        NotSupported: it is not installed; says which package has it.
+    """
     path = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"
-    if found := shutil.which("ip", path=path):
+    if found := shutil.which(program, path=path):
         return found
-    raise NotSupported("the program 'ip' is not installed: apt-get install iproute2")
+    package = "util-linux" if program == "nsenter" else "iproute2"
+    raise NotSupported(f"the program '{program}' is not installed: apt-get install {package}")

@@ -11,6 +11,7 @@ from sandshift.net.plan import Plan, Step
 _FAILED_LINE: Final = re.compile(r"^Command failed -:(\d+)$", re.MULTILINE)
 _WRONG_ARGUMENT: Final = re.compile(r'argument "([^"]+)" is wrong')
 _NO_NAMESPACE: Final = re.compile(r'Cannot open network namespace "([^"]+)"')
+_NO_FILE: Final = re.compile(r"nsenter: cannot open (\S+): No such file")
 
 
 def failed_step(plan: Plan, complaint: str) -> int | None:
@@ -35,6 +36,8 @@ def explain(plan: Plan, complaint: str) -> SandshiftError:
             f"network namespace {found[1]} does not exist: make it with 'ip netns add {found[1]}', or correct"
             " host.network_namespace"
         )
+    if found := _NO_FILE.search(complaint):
+        return NotFound(f"network namespace {found[1]} does not exist: the pod's network is gone")
     index = failed_step(plan, complaint)
     step = plan.steps[index] if index is not None else None
     return _explain_step(step, complaint)

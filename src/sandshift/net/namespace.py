@@ -7,20 +7,16 @@ namespace it was made in, so connecting, listening and accepting need no thread:
 from __future__ import annotations
 
 import asyncio
-import ctypes
-import errno
 import os
 import socket
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, TypeVar
 
-from sandshift.errors import NotFound, Rejected, TimedOut, Unavailable
+from sandshift.errors import NotFound, TimedOut, Unavailable
+from sandshift.network_namespace import enter_file, run_in_file
 
 NAMESPACE_FOLDER: Final = Path("/run/netns")
-_CLONE_NEWNET: Final = 0x40000000
-"""Source: linux/sched.h."""
 _LISTEN_BACKLOG: Final = 16
 
 T = TypeVar("T")
@@ -40,26 +36,12 @@ def enter(name: str) -> None:
     if not name:
         return
     try:
-        descriptor = os.open(namespace_path(name), os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError as error:
+        enter_file(str(namespace_path(name)))
+    except NotFound as error:
         raise NotFound(
             f"network namespace {name} does not exist: make it with 'ip netns add {name}', or correct"
             " host.network_namespace"
         ) from error
-    try:
-        # os.setns came with Python 3.12.
-        if _libc.setns(descriptor, _CLONE_NEWNET) != 0:
-            code = ctypes.get_errno()
-            if code == errno.EPERM:
-                raise Rejected(
-                    f"network namespace {name}: entering it needs root (CAP_SYS_ADMIN); run it as root"
-                )
-            raise Unavailable(f"network namespace {name} cannot be entered: {os.strerror(code)}")
-    finally:
-        os.close(descriptor)
-
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def run_in(name: str, action: Callable[[], T]) -> T:
@@ -67,24 +49,15 @@ def run_in(name: str, action: Callable[[], T]) -> T:
 
     Raises what `action` raises, and what `enter` does.
     """
-    if not name:
-        return action()
-    results: list[T] = []
-    failures: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            enter(name)
-            results.append(action())
-        except BaseException as error:  # noqa: BLE001  (carried over to the caller's thread)
-            failures.append(error)
-
-    thread = threading.Thread(target=work, name=f"netns-{name}", daemon=True)
-    thread.start()
-    thread.join()
-    if failures:
-        raise failures[0]
-    return results[0]
+    try:
+        return run_in_file(str(namespace_path(name)) if name else "", action)
+    except NotFound as error:
+        if name and not namespace_path(name).exists():
+            raise NotFound(
+                f"network namespace {name} does not exist: make it with 'ip netns add {name}', or correct"
+                " host.network_namespace"
+            ) from error
+        raise
 
 
 def make_socket(

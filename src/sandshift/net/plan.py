@@ -1,6 +1,7 @@
-"""What to make on a host, as data: steps of `ip`, each with what takes it back and the object it is about.
+"""What to make on a host, as data: steps of `ip` and `tc`, each with what takes it back and the object it is about.
 
-Pure. A plan is rendered to one input of ``ip -batch``; `batch.py` runs it, and rolls back by the same steps when one fails.
+Pure. Steps of one program that follow each other are one input of its ``-batch``; `batch.py` runs them, and rolls back by
+the same steps when one fails.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Final
 
 from sandshift.errors import Rejected
@@ -27,28 +29,40 @@ _INTERFACE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}")
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One line of ``ip -batch``."""
+    """One line of ``ip -batch`` or ``tc -batch``."""
 
     do: str
     subject: str
     """What it is about, for messages: "tap ss1f0c..."."""
     undo: str = ""
     """The line that takes it back; empty: it goes when an earlier step is undone."""
+    program: str = "ip"
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Steps in order. Nothing of a plan may exist before it is applied."""
+    """Steps in order. What a step of `ip` makes may not exist before."""
 
     steps: tuple[Step, ...] = ()
 
+    def stages(self) -> tuple[tuple[str, Plan], ...]:
+        """The programs to run, one after another, each with its part of the plan."""
+        groups = groupby(self.steps, key=lambda step: step.program)
+        return tuple((program, Plan(tuple(steps))) for program, steps in groups)
+
     def batch(self) -> str:
-        """The input of ``ip -batch`` that makes it all."""
+        """The input of ``-batch`` that makes it all, for a plan of one program."""
         return _lines(step.do for step in self.steps)
 
     def undo_batch(self, applied: int | None = None) -> str:
-        """The input that takes the first `applied` steps back, last first; None: all of them."""
+        """The input that takes the first `applied` steps of a plan of one program back, last first; None: all of them."""
         return _lines(step.undo for step in reversed(self.steps[:applied]) if step.undo)
+
+    def undo_batches(self, applied: int | None = None) -> tuple[tuple[str, str], ...]:
+        """Programs and their inputs that take the first `applied` steps back, last first; None: all of them."""
+        undone = [step for step in reversed(self.steps[:applied]) if step.undo]
+        groups = groupby(undone, key=lambda step: step.program)
+        return tuple((program, _lines(step.undo for step in steps)) for program, steps in groups)
 
 
 @dataclass(frozen=True, slots=True)

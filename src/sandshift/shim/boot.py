@@ -39,38 +39,60 @@ class Booter:
         machines = self._parts.machines
         shape, files = await machines.shape_for(wish, model)
         path = await machines.template_for(shape, files) if template and not wish.cold else None
-        return Boot(await self._spec(shape, files, model), files, path)
+        spec = await self._spec(shape, files, model, network_namespace=wish.network_namespace)
+        return Boot(spec, files, path)
 
     async def prepare_incoming(
-        self, model: Sandbox, shape: MachineShape, disks: tuple[DiskSource, ...] = ()
+        self,
+        model: Sandbox,
+        shape: MachineShape,
+        disks: tuple[DiskSource, ...] = (),
+        *,
+        network_namespace: str = "",
     ) -> Boot:
         """For a sandbox that comes from elsewhere: the shape is what it is. `disks`: beside the guest's own root."""
         files = await self._parts.machines.files_for(shape)
-        return Boot(await self._spec(shape, files, model, disks), files, None)
+        spec = await self._spec(shape, files, model, disks, network_namespace=network_namespace)
+        return Boot(spec, files, None)
 
     async def find(
-        self, model: Sandbox, shape: MachineShape, disks: tuple[DiskSource, ...] = ()
+        self,
+        model: Sandbox,
+        shape: MachineShape,
+        disks: tuple[DiskSource, ...] = (),
+        *,
+        network_namespace: str = "",
     ) -> MachineSpec:
         """The description that a former shim made, its taps as they are."""
         files = await self._parts.machines.files_for(shape)
         names = self._places.recorded_taps()
         cards = (device.id for device in shape.devices if device.mac)
         return replace(
-            self._described(shape, files, model, disks), taps=dict(zip(cards, names, strict=False))
+            self._described(shape, files, model, disks),
+            taps=dict(zip(cards, names, strict=False)),
+            network_namespace=network_namespace,
         )
 
     async def _spec(
-        self, shape: MachineShape, files: BootFiles, model: Sandbox, disks: tuple[DiskSource, ...] = ()
+        self,
+        shape: MachineShape,
+        files: BootFiles,
+        model: Sandbox,
+        disks: tuple[DiskSource, ...] = (),
+        *,
+        network_namespace: str,
     ) -> MachineSpec:
         make_folder(self._places.run_dir)
-        taps = await self._parts.taps.attach(model.sandbox_id, model.network_cards)
-        names = json.dumps(list(taps.values())).encode()
+        described = replace(self._described(shape, files, model, disks), network_namespace=network_namespace)
+        taps = await self._parts.taps.attach(model.sandbox_id, model.network_cards, network_namespace)
+        names = list(taps.values())
+        record = json.dumps({"taps": names, "network_namespace": network_namespace}).encode()
         try:
-            await asyncio.to_thread(write_atomically, self._places.taps_file, names)
+            await asyncio.to_thread(write_atomically, self._places.taps_file, record)
         except Unavailable:
-            await self._parts.taps.detach(list(taps.values()))
+            await self._parts.taps.detach(names, network_namespace)
             raise
-        return replace(self._described(shape, files, model, disks), taps=taps)
+        return replace(described, taps=taps)
 
     def _described(
         self, shape: MachineShape, files: BootFiles, model: Sandbox, disks: tuple[DiskSource, ...]
@@ -89,5 +111,5 @@ class Booter:
         self._parts.machines.template_is_bad(boot.spec.shape, boot.files)
 
     async def release(self, spec: MachineSpec) -> None:
-        await self._parts.taps.detach(list(spec.taps.values()))
+        await self._parts.taps.detach(list(spec.taps.values()), spec.network_namespace)
         self._places.taps_file.unlink(missing_ok=True)

@@ -37,8 +37,7 @@ def delete(arguments: Arguments, config: Config) -> bytes:
         return delete_response(exit_status=EXIT_BY_SIGKILL, now_ns=time.time_ns())
     for pid_file in (places.shim_pid_file, places.vm_dir / "vm.pid"):
         kill_by_pid_file(pid_file)
-    namespace = config.host.network_namespace
-    ip = ["ip", "-n", namespace] if namespace else ["ip"]
+    ip = _ip(places.recorded_network_namespace(), config.host.network_namespace)
     for tap in places.recorded_taps():
         subprocess.run([*ip, "link", "delete", "dev", tap], check=False, stderr=subprocess.DEVNULL)
     shutil.rmtree(places.run_dir, ignore_errors=True)
@@ -46,6 +45,13 @@ def delete(arguments: Arguments, config: Config) -> bytes:
     with contextlib.suppress(OSError):
         config.shim_socket(arguments.namespace, arguments.id).unlink()
     return delete_response(exit_status=EXIT_BY_SIGKILL, now_ns=time.time_ns())
+
+
+def _ip(pod_namespace: str, host_namespace: str) -> list[str]:
+    """`ip` where the taps are: in the pod's network namespace (a path), in the host's (a name), or here."""
+    if pod_namespace:
+        return ["nsenter", f"--net={pod_namespace}", "ip"]
+    return ["ip", "-n", host_namespace] if host_namespace else ["ip"]
 
 
 def kill_by_pid_file(pid_file: Path) -> None:

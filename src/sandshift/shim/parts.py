@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -27,6 +27,20 @@ class Wish:
     vcpus: int = 0
     cold: bool = False
     nameservers: tuple[str, ...] = ()
+    network_namespace: str = ""
+    """File of the namespace in which the pod's network is made already (CNI); empty: the host's own network."""
+
+
+@dataclass(frozen=True, slots=True)
+class PodShare:
+    """What all containers of the pod share, for the agent. Set before the first container is made."""
+
+    hosts: bytes = b""
+    """/etc/hosts; empty: the guest's."""
+    resolv_conf: bytes = b""
+    shm_bytes: int = 0
+    """Of /dev/shm; 0: the agent's default."""
+    sysctls: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +54,22 @@ class BootFiles:
 
 
 class Taps(Protocol):
-    """Makes and removes sandboxes' taps in this process's network namespace."""
+    """Makes and removes sandboxes' taps: in this process's network namespace, or in a pod's (the file's path)."""
 
-    async def attach(self, sandbox_id: str, cards: tuple[NetworkCard, ...]) -> dict[str, str]:
-        """Card's device id -> name of the tap made for it. All or nothing."""
+    async def pod_cards(self, sandbox_id: str, network_namespace: str) -> tuple[NetworkCard, ...]:
+        """A card for each interface of a pod's network, with its MAC, addresses and routes."""
         ...
 
-    async def detach(self, taps: list[str]) -> None:
+    async def attach(
+        self, sandbox_id: str, cards: tuple[NetworkCard, ...], network_namespace: str = ""
+    ) -> dict[str, str]:
+        """Card's device id -> name of the tap made for it. All or nothing.
+
+        In a pod's network namespace the n-th card is connected with the n-th interface.
+        """
+        ...
+
+    async def detach(self, taps: list[str], network_namespace: str = "") -> None:
         """Remove them; those that are gone already are no error."""
         ...
 

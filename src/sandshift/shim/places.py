@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sandshift.config import Config
 
@@ -86,8 +87,15 @@ class Places:
         return self.journal_file.exists()
 
     def recorded_taps(self) -> list[str]:
+        return list(self._taps_record().get("taps", ()))
+
+    def recorded_network_namespace(self) -> str:
+        """File of the namespace that they are in; empty: the host's own."""
+        return str(self._taps_record().get("network_namespace", ""))
+
+    def _taps_record(self) -> dict[str, Any]:
         try:
-            taps: list[str] = json.loads(self.taps_file.read_text())
+            record = json.loads(self.taps_file.read_text())
         except (OSError, ValueError):
-            return []
-        return taps
+            return {}
+        return record if isinstance(record, dict) else {}

@@ -68,7 +68,12 @@ def _take_description(sandbox: LiveSandbox, document: Mapping[str, object]) -> N
 
 async def _find_machine(sandbox: LiveSandbox) -> None:
     assert sandbox.shape is not None
-    spec = await sandbox.booter.find(sandbox.model, sandbox.shape, sandbox.disks.sources())
+    spec = await sandbox.booter.find(
+        sandbox.model,
+        sandbox.shape,
+        sandbox.disks.sources(),
+        network_namespace=sandbox.wish.network_namespace,
+    )
     machine = await sandbox.parts.vmm.reattach(spec)
     sandbox.spec = spec
     if machine is None:

@@ -13,8 +13,8 @@ import logging
 import secrets
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, replace
 from typing import Final
 
 from sandshift.config import Config
@@ -31,8 +31,9 @@ from sandshift.shim.containers import Containers
 from sandshift.shim.disks import Disks
 from sandshift.shim.durable import Disk, make_folder, write_atomically
 from sandshift.shim.events import Publisher
-from sandshift.shim.parts import Parts, Wish
+from sandshift.shim.parts import Parts, PodShare, Wish
 from sandshift.shim.places import Places
+from sandshift.shim.pod import hosts_file
 from sandshift.shim.processes import Exit, Processes
 from sandshift.vmm.machine import Machine, MachineEvent, MachineSpec
 
@@ -45,18 +46,6 @@ GUEST_ENDED: Final = frozenset({"SHUTDOWN", "RESET", "GUEST_PANICKED", "POWERDOW
 """QMP's events of a guest that ends or begins anew by itself."""
 POWER_OFF_S: Final = 3.0
 """How long a guest may take to power itself off when the sandbox is stopped."""
-
-
-@dataclass(frozen=True, slots=True)
-class PodShare:
-    """What all containers of the pod share, for the agent. Set before the first container is made."""
-
-    hosts: bytes = b""
-    """/etc/hosts; empty: the guest's."""
-    resolv_conf: bytes = b""
-    shm_bytes: int = 0
-    """Of /dev/shm; 0: the agent's default."""
-    sysctls: Mapping[str, str] = field(default_factory=dict)
 
 
 class Life(enum.Enum):
@@ -149,6 +138,11 @@ class LiveSandbox:
             raise IllegalMove(
                 f"sandbox {self.sandbox_id} is {self.life.value}: create it before it is started"
             )
+        if self.wish.network_namespace:
+            cards = await self.parts.taps.pod_cards(self.sandbox_id, self.wish.network_namespace)
+            self.model = replace(self.model, network_cards=cards)
+            hosts = hosts_file(self.model.hostname or self.sandbox_id, cards)
+            self.pod_share = replace(self.pod_share, hosts=hosts)
         boot = await self.booter.prepare(self.wish, self.model, template=self.config.vm.template)
         self.spec, self.started_from = boot.spec, "cold" if boot.template is None else "template"
         try:
@@ -194,7 +188,9 @@ class LiveSandbox:
     async def prepare_incoming(self, model: Sandbox, shape: MachineShape) -> Machine:
         """Make the stopped VM that waits for the memory, and be connected to its agent before it runs."""
         self.processes.forget_output()
-        boot = await self.booter.prepare_incoming(model, shape, self.disks.sources())
+        boot = await self.booter.prepare_incoming(
+            model, shape, self.disks.sources(), network_namespace=self.wish.network_namespace
+        )
         self.spec = boot.spec
         try:
             self.machine = await self.parts.vmm.start_incoming(boot.spec)

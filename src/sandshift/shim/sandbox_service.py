@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from sandshift.errors import Rejected
-from sandshift.sandbox import codec
-from sandshift.sandbox.model import Sandbox
 from sandshift.session.ids import shown
-from sandshift.shim.parts import Wish
+from sandshift.shim.creation import parse_creation
+from sandshift.shim.pod import Pod
 from sandshift.shim.sandbox import Life, LiveSandbox
 from sandshift.wire.containerd import platform_pb2, sandbox_pb2, sandbox_ttrpc
-from sandshift.wire.sandshift import shim_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,10 +50,14 @@ class SandboxService(sandbox_ttrpc.SandboxService):
     ) -> sandbox_pb2.CreateSandboxResponse:
         self._check(request.sandbox_id)
         self._desk.require_no_session("CreateSandbox")
-        model, wish = parse_creation(request)
-        awaiting = request.annotations.get(DESTINATION_ANNOTATION, "") == "true"
-        await self._desk.change("CreateSandbox", lambda: self._sandbox.create(model, wish, awaiting=awaiting))
+        pod = await asyncio.to_thread(parse_creation, request)
+        await self._desk.change("CreateSandbox", lambda: self._create(pod))
         return sandbox_pb2.CreateSandboxResponse()
+
+    async def _create(self, pod: Pod) -> None:
+        awaiting = pod.model.annotations.get(DESTINATION_ANNOTATION, "") == "true"
+        await self._sandbox.create(pod.model, pod.wish, awaiting=awaiting)
+        self._sandbox.pod_share = pod.share
 
     async def start_sandbox(
         self, request: sandbox_pb2.StartSandboxRequest, context: ttrpc.CallContext
@@ -133,33 +132,3 @@ class SandboxService(sandbox_ttrpc.SandboxService):
         await self._desk.change("ShutdownSandbox", lambda: self._sandbox.stop(0))
         asyncio.get_running_loop().call_later(LINGER_S, self._shut_down)
         return sandbox_pb2.ShutdownSandboxResponse()
-
-
-def fresh_mac() -> str:
-    """A unicast address of our own making: the locally-administered bit set. Source: IEEE 802, 8.2."""
-    return ":".join(f"{byte:02x}" for byte in (0x52, 0x54, *secrets.token_bytes(4)))
-
-
-def parse_creation(request: sandbox_pb2.CreateSandboxRequest) -> tuple[Sandbox, Wish]:
-    """The sandbox's model and what was asked for. Raises Rejected, naming the field."""
-    options = shim_pb2.SandboxOptions()
-    if request.options.type_url:
-        if not request.options.Is(shim_pb2.SandboxOptions.DESCRIPTOR):
-            raise Rejected(
-                f"options: type {shown(request.options.type_url)} is not sandshift.v1.SandboxOptions; leave options out for defaults"
-            )
-        try:
-            request.options.Unpack(options)
-        except DecodeError as error:
-            raise Rejected("options: cannot be read as sandshift.v1.SandboxOptions") from error
-    cards = tuple(
-        replace(card, id=f"net{index}", mac=card.mac or fresh_mac())
-        for index, card in enumerate(map(codec.card_from_proto, options.network_cards))
-    )
-    model = Sandbox(
-        sandbox_id=request.sandbox_id,
-        hostname=options.hostname or request.sandbox_id,
-        network_cards=cards,
-        annotations=dict(request.annotations),
-    )
-    return model, Wish(memory_bytes=options.memory_bytes, vcpus=options.vcpus, cold=options.cold)

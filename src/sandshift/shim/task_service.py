@@ -16,14 +16,14 @@ from google.protobuf.empty_pb2 import Empty
 from sandshift import VERSION
 from sandshift.errors import NotSupported, Rejected
 from sandshift.identifiers import identifier, shown
-from sandshift.sandbox.model import SOURCE_CONTAINER_ANNOTATION, Sandbox
+from sandshift.sandbox.model import SOURCE_CONTAINER_ANNOTATION
 from sandshift.sandbox.patching import Mount, Patch
 from sandshift.shim.container_process import ContainerProcess, Stdio
 from sandshift.shim.container_spec import annotations_of, read_spec
 from sandshift.shim.container_stats import metrics_of
 from sandshift.shim.containers import Order
 from sandshift.shim.live_container import LiveContainer, Standing
-from sandshift.shim.parts import Wish
+from sandshift.shim.pod import pod_of_spec
 from sandshift.shim.sandbox import Life
 from sandshift.shim.sandbox_service import LINGER_S, stamp_ns
 from sandshift.wire.containerd import task_pb2 as pb
@@ -117,9 +117,8 @@ class TaskService(task_ttrpc.TaskService):
             if sandbox.life is not Life.ABSENT and not self._containers.own_sandbox:
                 return
             if sandbox.life is Life.ABSENT:
-                hostname = str(spec.get("hostname") or sandbox.sandbox_id)
-                model = Sandbox(sandbox.sandbox_id, hostname=hostname, annotations=annotations)
-                await sandbox.create(model, Wish(), awaiting=False)
+                pod = pod_of_spec(sandbox.sandbox_id, spec, annotations)
+                await sandbox.create(pod.model, pod.wish, awaiting=False)
                 self._containers.own_sandbox = True
                 await self._containers.save()
             await sandbox.start()

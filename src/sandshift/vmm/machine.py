@@ -246,6 +246,8 @@ class MachineSpec:
     disks: tuple[DiskSource, ...] = ()
     taps: Mapping[str, str] = field(default_factory=dict)
     """Card's device id -> name of a tap that exists in the VM process's network namespace."""
+    network_namespace: str = ""
+    """File of the network namespace that the VM process lives in; empty: this process's own."""
 
 
 class Vmm(Protocol):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sandshift.errors import Blocker, SandshiftError
 from sandshift.sandbox import codec, preflight
+from sandshift.sandbox.preflight import DiskFacts
 from sandshift.session import options as option_rules
 from sandshift.session import saved
 from sandshift.session.options import Backend, Options
@@ -39,10 +41,28 @@ async def source_blockers(sandbox: LiveSandbox) -> list[Blocker]:
 
 
 async def destination_blockers(
-    sandbox: LiveSandbox, model: Sandbox, shape: MachineShape, *, exported_at_us: int, encrypted: bool
+    sandbox: LiveSandbox,
+    model: Sandbox,
+    shape: MachineShape,
+    *,
+    exported_at_us: int,
+    encrypted: bool,
+    containers_come: bool = False,
 ) -> tuple[list[Blocker], list[str]]:
-    """Everything that only this host can know, and warnings."""
+    """Everything that only this host can know, and warnings.
+
+    Args:
+        sandbox: that of this host, which receives.
+        model, shape: what comes.
+        exported_at_us: the source host's clock at its export.
+        encrypted: whether the source encrypts.
+        containers_come: its containers are still to be created here; only then can their disks be compared.
+    """
     facts = await sandbox.parts.machines.facts(shape)
+    here = _of_containers(model, shape) if containers_come else _plugged(sandbox)
+    facts = replace(facts, disks=dict(facts.disks or {}) | here)
+    if sandbox.wish.network_namespace:
+        facts = replace(facts, addresses=await _addresses(sandbox, model))
     found = preflight.destination_blockers(model, shape, facts)
     if not encrypted and sandbox.config.migration.encryption != "off":
         found.append(
@@ -53,6 +73,28 @@ async def destination_blockers(
             )
         )
     return sorted(found), preflight.clock_warnings(exported_at_us, facts)
+
+
+async def _addresses(sandbox: LiveSandbox, model: Sandbox) -> dict[str, tuple[str, ...]]:
+    """What the pod's network here gives to each of the guest's cards, by their order; nothing where it has fewer."""
+    cards = await sandbox.parts.taps.pod_cards(sandbox.sandbox_id, sandbox.wish.network_namespace)
+    here = {card.id: card.addresses for card in cards}
+    return {card.id: here.get(card.id, ()) for card in model.network_cards}
+
+
+def _plugged(sandbox: LiveSandbox) -> dict[str, DiskFacts]:
+    """The disks of containers that were created here."""
+    return {disk.device.id: DiskFacts(disk.file.size_bytes, disk.file.digest) for disk in sandbox.disks.all()}
+
+
+def _of_containers(model: Sandbox, shape: MachineShape) -> dict[str, DiskFacts]:
+    """The disks that Task.Create will bring."""
+    theirs = {name for one in model.containers for name in (*one.layers, *one.mounts)}
+    return {
+        device.id: DiskFacts(device.size_bytes, device.content_digest)
+        for device in shape.devices
+        if device.id in theirs
+    }
 
 
 async def preflight_source(
@@ -89,6 +131,7 @@ async def preflight_destination(
         shape,
         exported_at_us=described.exported_at_us,
         encrypted=described.encrypted,
+        containers_come=True,
     )
     if sandbox.life not in (Life.ABSENT, Life.AWAITING):
         blockers.append(Blocker("sandbox.id", f"{sandbox.sandbox_id} exists on this host", "stop it first"))
