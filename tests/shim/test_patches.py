@@ -17,15 +17,14 @@ from sandshift.sandbox.patching import Mount, Patch
 from sandshift.shim.migration.books import Books
 from sandshift.shim.migration.desk import Desk
 from sandshift.wire.migration import messages_pb2 as m
-from tests.shim.house import FakeHost, TwoHosts, two_hosts
+from tests.shim.house import FakeHost, FakePacker, TwoHosts, two_hosts
 
 CONTAINERS = tuple(
     Container(name, name, pid=pid, processes=(Process(f"{name}:", pid),), started=True)
     for name, pid in (("web", 7), ("db", 9))
 )
-WEB = Patch(
-    "web", "new-web", "/b/web", stdout="/f/out", rootfs=(Mount("overlay", "overlay", "", ("lowerdir=/a",)),)
-)
+LAYERED = (replace(CONTAINERS[0], layers=("disk1",)),)
+WEB = Patch("web", "new-web", "/b/web", stdout="/f/out")
 DB = Patch("db", "new-db", "/b/db")
 
 
@@ -108,3 +107,53 @@ async def test_the_table_says_when_a_patch_is_taken(hosts: TwoHosts) -> None:
     await hosts.d.finalize(hosts.session, 1)
     with pytest.raises(IllegalMove, match=r"Finalized with STOP, which does not take Task\.Create"):
         await desk(hosts.destination).create_task(WEB)
+
+
+@pytest_asyncio.fixture
+async def layered(tmp_path: Path) -> AsyncIterator[TwoHosts]:
+    """Imported at the destination, with a container on a disk of its own."""
+    async with two_hosts(tmp_path) as both:
+        assert both.source.server is not None
+        sandbox = both.source.server.sandbox
+        file = await FakePacker().pack_folder(Path("/layers/web"))
+        disk = await sandbox.disks.attach("web", file)
+        assert disk.device.id == "disk1"
+        sandbox.frozen_model = lambda: replace(sandbox.model, containers=LAYERED)  # type: ignore[method-assign]
+        await both.import_config((await both.export()).config)
+        yield both
+
+
+def create(bundle: Path, layer: str) -> Patch:
+    (bundle / "config.json").write_text('{"ociVersion": "1.1.0"}')
+    return Patch("web", "new-web", str(bundle), rootfs=(Mount("bind", f"/elsewhere/{layer}"),))
+
+
+async def test_the_disks_of_a_container_are_those_of_this_host_by_their_content(
+    layered: TwoHosts, tmp_path: Path
+) -> None:
+    assert await desk(layered.destination).create_task(create(tmp_path, "web")) == 7
+    request = m.PrepareSandboxRequest(session_id=layered.session)
+    await layered.d.migration.prepare_sandbox(request)
+    assert layered.destination.server is not None
+    spec = layered.destination.server.sandbox.spec
+    assert spec is not None
+    assert {disk.device_id: str(disk.path) for disk in spec.disks}["disk1"] == "/elsewhere/web"
+
+
+async def test_a_layer_of_other_content_is_refused_with_both_digests(
+    layered: TwoHosts, tmp_path: Path
+) -> None:
+    there, here = [(await FakePacker().pack_folder(Path(name))).digest for name in ("web", "other")]
+    with pytest.raises(IllegalMove, match=f"layer disk1 is {there} there and {here} here"):
+        await desk(layered.destination).create_task(create(tmp_path, "other"))
+    assert desk(layered.destination).patched_pid("new-web") is None
+    assert await desk(layered.destination).create_task(create(tmp_path, "web")) == 7
+
+
+async def test_disks_are_known_to_a_later_shim_too(layered: TwoHosts, tmp_path: Path) -> None:
+    await desk(layered.destination).create_task(create(tmp_path, "web"))
+    await layered.destination.stop()
+    await layered.destination.start()
+    await layered.d.connection.close()
+    layered.d = await layered.destination.client()
+    await layered.d.migration.prepare_sandbox(m.PrepareSandboxRequest(session_id=layered.session))

@@ -10,6 +10,7 @@ import socket
 import struct
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from google.protobuf.message import DecodeError
@@ -40,6 +41,7 @@ from sandshift.session.right_model import (
 )
 from sandshift.session.statement import Cell
 from sandshift.session.states import Event, State
+from sandshift.shim.disk_matching import match, needs_disks
 from sandshift.shim.migration.books import ADOPTED_NOTE, LOADED_NOTE, NUMBER, PATCH_NOTE, STARTING_NOTE
 from sandshift.shim.migration.reporting import report_of
 from sandshift.shim.migration.session import MEMORY_DIFFERS
@@ -52,6 +54,7 @@ from sandshift.wire.sandshift import state_pb2
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from sandshift.rootfs.plan import DiskFile
     from sandshift.sandbox.model import Container, Sandbox
     from sandshift.sandbox.patching import Patch, Patching
     from sandshift.sandbox.shape import MachineShape
@@ -118,13 +121,26 @@ class Destination(SessionSide):
         """Take what a Task.Create supplies for a container of the source; durable when it returns, with its saved pid.
 
         Raises:
-            NotFound, AlreadyThere: see `Patching.apply`. Unavailable: it could not be written: repeat.
+            NotFound, AlreadyThere: see `Patching.apply`. IllegalMove: its files are not those of the source. Unavailable: it
+            could not be written: repeat.
         """
         patched = self.patching.apply(patch)
+        container = self._container(patch.source_id)
+        files = await self._files_of(container, patch)
         if patched is not self.patching:
             await self.books.note(PATCH_NOTE + patch.source_id, patch_bytes(patch))
             self.patching = patched
-        return await self.sandbox.containers.expect(self._container(patch.source_id), patch)
+        if files:
+            self.sandbox.disks.expect(container.guest_id, files)
+            await self.sandbox.save()
+        return await self.sandbox.containers.expect(container, patch)
+
+    async def _files_of(self, container: Container, patch: Patch) -> Mapping[str, DiskFile]:
+        """What of this host the container's disks are, by device id."""
+        if not needs_disks(container) and not patch.rootfs:
+            return {}
+        fitted = await self.sandbox.fitter.fit(Path(patch.bundle), patch.rootfs)
+        return match(container, self.shape, fitted.plan, fitted.folder_disks)
 
     def _container(self, source_id: str) -> Container:
         return next(one for one in self.patching.sandbox.containers if one.container_id == source_id)
