@@ -157,7 +157,6 @@ class FakeHost:
         self.places = ShimPlaces.of(self.config, NAMESPACE, SANDBOX)
         self.events_path = ""
         """Where the shim sends its events; empty: nowhere."""
-        self.events_address = ""
         self.server: ShimServer | None = None
         self._task: asyncio.Task[None] | None = None
 

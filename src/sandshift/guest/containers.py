@@ -5,7 +5,7 @@ The init's streams, input, exit and signals are those of the process `agent_id(c
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -175,7 +175,7 @@ class GuestContainers:
         told = await self._ask("ContainerPids", self._agent.container_pids(request, timeout_s=self._reply_s))
         return [ContainerPid(one.pid, one.process_id) for one in told.processes]
 
-    async def events(self, from_number: int = 0) -> AsyncIterator[ContainerEvent]:
+    async def events(self, from_number: int = 0) -> AsyncGenerator[ContainerEvent, None]:
         """What happened, from a number on and as it comes, until the connection ends or the iteration is closed.
 
         The agent keeps the latest ones, so a new connection goes on after the last number that was seen.

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Coroutine, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -25,12 +26,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+OOM: Final = "oom"
+
 
 class Book(msgspec.Struct):
     """The file that a later shim reads."""
 
     own_sandbox: bool = False
     pod_prepared: bool = False
+    events_told: int = 0
+    events_since_ns: int = 0
     containers: list[ContainerRecord] = []
 
 
@@ -44,6 +49,10 @@ class Roster:
         """Set while processes are followed."""
         self._pod_prepared = False
         self._tasks: set[asyncio.Task[None]] = set()
+        self._events_told = 0
+        """Number of the last event of the agent's that was told."""
+        self._events_since_ns = 0
+        """The guest's clock: what was before was told where the sandbox came from."""
 
     def all(self) -> list[LiveContainer]:
         return list(self._all.values())
@@ -70,7 +79,13 @@ class Roster:
 
     async def save(self) -> None:
         """Write everything down, for a later shim. Raises Unavailable: then nothing of this call is on disk."""
-        book = Book(self.own_sandbox, self._pod_prepared, [one.record for one in self.all()])
+        book = Book(
+            self.own_sandbox,
+            self._pod_prepared,
+            self._events_told,
+            self._events_since_ns,
+            [one.record for one in self.all()],
+        )
         data = msgspec.json.encode(book)
         path = self._sandbox.places.containers_file
         await self._sandbox.disk.run(lambda: write_atomically(path, data))
@@ -89,6 +104,7 @@ class Roster:
         except msgspec.MsgspecError as error:
             raise Damaged(f"{path} cannot be read: {error}; the VM is left as it is") from error
         self.own_sandbox, self._pod_prepared = book.own_sandbox, book.pod_prepared
+        self._events_told, self._events_since_ns = book.events_told, book.events_since_ns
         for record in book.containers:
             container = self._all[record.container_id] = self._live(record)
             for process in container.processes():
@@ -102,9 +118,21 @@ class Roster:
         for process in self.processes():
             process.thaw(guest)
             process.follow(guest)
-        self._spawn(self._drop_half_made(guest), "half-made containers")
+        self._spawn(self._drop_half_made(), "half-made containers")
+        self._spawn(self._follow_events(guest), "container events")
 
-    async def _drop_half_made(self, guest: Guest) -> None:
+    async def _follow_events(self, guest: Guest) -> None:
+        """Tells of containers that ran out of memory, each time once: numbers tell which were told before, here or by an
+        earlier shim. What happened before a move was told where it happened."""
+        async with contextlib.aclosing(guest.containers.events(self._events_told + 1)) as events:
+            async for event in events:
+                self._events_told = event.number
+                here = next((one for one in self.all() if one.guest_id == event.container_id), None)
+                if here is not None and event.kind == OOM and event.at_ns >= self._events_since_ns:
+                    tell.out_of_memory(self._sandbox.events, here.container_id)
+                    await self.save()
+
+    async def _drop_half_made(self) -> None:
         """Containers whose Create an earlier shim did not come to answer: nobody will ever ask for them again."""
         for container in self.all():
             if not container.record.made and not container.lock.locked() and not self.is_creating(container):
@@ -194,6 +222,7 @@ class Roster:
                     problems.append(f"{process.process_id}: {error.message}")
             tell.created(self._sandbox.events, container)
         self._pod_prepared = True
+        self._events_since_ns = time.time_ns()
         return problems
 
     # The end

@@ -12,6 +12,8 @@ from typing import Final
 
 import xxhash
 
+from sandshift.vmm.fake_containers import FakeContainers
+
 PAGE_BYTES: Final = 4096
 """What a page counts for in bytes and bandwidth; its content here is CONTENT_BYTES."""
 CONTENT_BYTES: Final = 16
@@ -31,6 +33,7 @@ class FakeGuest:
     """How many different pages it rewrites."""
     pings: int = 0
     running: bool = False
+    containers: FakeContainers = field(default_factory=FakeContainers)
     _written: int = 0
     _owed: float = 0.0
     """Part of a page that time has paid for and nothing was written for yet."""
@@ -43,6 +46,7 @@ class FakeGuest:
         self._now_s = now_s
         if not self.running:
             return
+        self.containers.advance(passed_s, now_s)
         self._owed += passed_s * self.pages_per_s * (100 - throttle_percent) / 100
         new = int(self._owed)
         self._owed -= new
@@ -88,6 +92,7 @@ class FakeGuest:
             "pages_per_s": self.pages_per_s,
             "working_set": self.working_set,
             "written": self._written,
+            "containers": self.containers.state(),
         }
 
     def take_state(self, state: Mapping[str, object]) -> None:
@@ -96,6 +101,9 @@ class FakeGuest:
         self.pages_per_s = float(str(state["pages_per_s"]))
         self.working_set = int(str(state["working_set"]))
         self._written = int(str(state["written"]))
+        containers = state["containers"]
+        assert isinstance(containers, dict)
+        self.containers.take_state(containers)
 
     def packed_text(self) -> str:
         """All pages, for JSON."""
