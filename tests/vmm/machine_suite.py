@@ -527,6 +527,14 @@ class MachineSuite:
         await resumed(pair.source)
         assert await pair.destination.run_state() is RunState.INMIGRATE
 
+    async def test_noise_is_refused_though_copies_of_the_channel_are_kept(self, pair: Pair) -> None:
+        """The VM process does not let go of its copies, so their absence is not what tells."""
+        await pair.destination.keep_channel(pair.destination_end.fileno())
+        await pair.destination.migrate_in(pair.destination_end.fileno(), SECRET)
+        pair.source_end.sendall(b"no stream of a guest's memory" * 1000)
+        await until(pair.heard, "MIGRATION", "failed")
+        assert await pair.destination.run_state() is RunState.INMIGRATE
+
     async def test_another_machine_is_refused(self, rig: Rig, ended: list[Machine], pair: Pair) -> None:
         stranger = await rig.vmm.start_incoming(rig.spec("stranger"))
         ended.append(stranger)

@@ -71,6 +71,8 @@ class Transfers:
         """A transfer out was begun, by us or perhaps by an earlier shim."""
         self._channel: Channel | None = None
         """Held while a transfer goes on, to end it for the peer too if our VM process fails."""
+        self._copies_kept = 0
+        """Of the channel, in QEMU, beside the one that its transfer uses (Machine.keep_channel)."""
         self._receiving = MigrationStatus.NONE
         """The last that QEMU said of a transfer in."""
         self._never_began = False
@@ -240,6 +242,7 @@ class Transfers:
     async def _give_channel(self, channel_fd: int) -> None:
         self.end_channel(whole=True)
         self._channel = Channel(channel_fd)
+        self._copies_kept = self._channel.copies_in(self._process.pid)
         await self._control.give_fd(CHANNEL_NAME, channel_fd)
         self._channel.never_block()
 
@@ -284,7 +287,7 @@ class Transfers:
         """A receiving QEMU whose handshake failed prints that and closes the socket; its status stays `setup`."""
         while self._channel is not None and self._receiving in (MigrationStatus.NONE, MigrationStatus.SETUP):
             await asyncio.sleep(HANDSHAKE_LOOK_S)
-            if self._channel is None or self._channel.held_by(self._process.pid):
+            if self._channel is None or self._channel.copies_in(self._process.pid) > self._copies_kept:
                 continue
             with contextlib.suppress(SandshiftError):
                 if (await self.info()).status is MigrationStatus.SETUP:
