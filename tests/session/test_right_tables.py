@@ -300,7 +300,7 @@ CALLS = {
     (Call.CLEANUP, C.RUNNING, S.CANCELLED): "keep, write RUNNING+Idle, OK",
     (Call.CLEANUP, C.RETURNING, S.CANCELLED): "send RETURNING?",
     (Call.CLEANUP, C.REFUSED, S.FAILED): "destroy, keep, write REFUSED+Idle, OK",
-    (Call.CLEANUP, C.LOST, S.CANCELLED): "FP",
+    (Call.CLEANUP, C.LOST, S.CANCELLED): "keep, write LOST+Idle, OK",
     # Finalized: the same again, or Cleanup.
     (Call.RESUME, C.KEPT, S.FINALIZED): "OK",
     (Call.STOP, C.KEPT, S.FINALIZED): "FP",

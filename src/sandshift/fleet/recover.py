@@ -153,7 +153,8 @@ class _Recovery:
         died_on = Side.DESTINATION if views.destination.cell is Cell.RUNNING else Side.SOURCE
         other = died_on.peer
         if views.of(other).active:
-            await self._invoke(Step(other, SagaCall.STOP), views.of(died_on).receipt)
+            call = SagaCall.CANCEL if views.of(other).cell is Cell.LOST else SagaCall.STOP
+            await self._invoke(Step(other, call), views.of(died_on).receipt)
         for side in (other, died_on):
             if views.of(side).active:
                 await self._invoke(Step(side, SagaCall.CLEANUP))

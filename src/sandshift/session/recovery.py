@@ -121,8 +121,15 @@ def goes_forward(source: View | None, destination: View | None) -> bool:
 
 def diagnose(source: View | None, destination: View | None) -> Verdict:
     """Why recovery could not finish by itself. right-to-run.md, section 9."""
-    if source is not None and source.cell is Cell.GONE and destination is not None and not destination.vm_alive:
-        return Verdict(Ending.CRASHED, "the destination's VM died when the source had given its own up for good")
+    if (
+        source is not None
+        and source.cell is Cell.GONE
+        and destination is not None
+        and not destination.vm_alive
+    ):
+        return Verdict(
+            Ending.CRASHED, "the destination's VM died when the source had given its own up for good"
+        )
     if destination is not None and destination.cell is Cell.LOST:
         return Verdict(
             Ending.OPERATOR,
@@ -184,7 +191,9 @@ def _forward(source: View | None, destination: View | None) -> _Way:
             return (yield from _back(*(yield from _look_at_both())))
         return None
     destination = yield from _look(Side.DESTINATION)
-    if not (yield from _finalize(Side.SOURCE, Call.STOP, source, destination)):
+    if not _crashed_where_it_was_kept(source) and not (
+        yield from _finalize(Side.SOURCE, Call.STOP, source, destination)
+    ):
         return None
     return Ending.FORWARD if (yield from _clean_both()) else None
 
@@ -193,9 +202,18 @@ def _back(source: View | None, destination: View | None) -> _Way:
     if not (yield from _finalize(Side.SOURCE, Call.RESUME, source, destination)):
         return None
     source = yield from _look(Side.SOURCE)
-    if not (yield from _finalize(Side.DESTINATION, Call.STOP, destination, source)):
+    if destination is not None and destination.cell is Cell.LOST:
+        # The source was forced: what is left of the destination only has to be closed.
+        if destination.state is State.TRANSFER_COMPLETED:
+            yield from _invoke(Side.DESTINATION, Call.CANCEL)
+    elif not (yield from _finalize(Side.DESTINATION, Call.STOP, destination, source)):
         return None
     return Ending.BACK if (yield from _clean_both()) else None
+
+
+def _crashed_where_it_was_kept(source: View | None) -> bool:
+    """The source's VM died in KEPT. Where the destination runs all the same it was forced, and nothing is to be stopped."""
+    return source is not None and source.cell is Cell.KEPT and not source.vm_alive
 
 
 def _clean_both() -> _Part:

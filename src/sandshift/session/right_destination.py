@@ -194,9 +194,14 @@ def _cannot(turn: Turn) -> None:
     remedy = {
         Cell.STARTING: "repeat RESUME",
         Cell.RUNNING: "finalize this side with RESUME",
-        Cell.LOST: "an operator decides: force-resume on the source, or accept the loss",
+        Cell.LOST: "an operator decides: force-resume on the source, or accept the loss; then cancel and clean up",
     }.get(turn.cell, "resume the source" if turn.cell is Cell.REFUSED else "")
     turn.cannot(MEANS[turn.cell], remedy)
+
+
+def _close_what_is_lost(turn: Turn) -> None:
+    """There is no VM, and nothing to decide here. The last statement, which outlives this, goes on saying LOST."""
+    turn.finish()
 
 
 def _cancel(turn: Turn) -> None:
@@ -255,7 +260,7 @@ CALLS: Final[Mapping[tuple[Call, Cell], Callable[[Turn], None]]] = MappingProxyT
             Cell.LOST: _cannot,
         }.items()
     }
-    | {(Call.CLEANUP, Cell.RUNNING): _done_if_it_runs}
+    | {(Call.CLEANUP, Cell.RUNNING): _done_if_it_runs, (Call.CLEANUP, Cell.LOST): _close_what_is_lost}
 )
 
 
