@@ -52,7 +52,9 @@ SO_COOKIE = 57
 class FakePacker:
     """Packs nothing: what is mounted from one place has one content, on every host."""
 
-    async def plan(self, mounts: Sequence[Mount], bundle: Path) -> RootfsPlan:
+    async def plan(
+        self, mounts: Sequence[Mount], bundle: Path, *, scratch_file: Path | None = None
+    ) -> RootfsPlan:
         return RootfsPlan(layers=tuple([await self.pack_folder(Path(mount.source)) for mount in mounts]))
 
     async def pack_folder(self, path: Path) -> DiskFile:
@@ -351,10 +353,16 @@ class TwoHosts:
 
 @contextlib.asynccontextmanager
 async def two_hosts(
-    folder: Path, limits: Limits | None = None, *, destination_ahead_s: float = 0.0
+    folder: Path,
+    limits: Limits | None = None,
+    *,
+    destination_ahead_s: float = 0.0,
+    events: Mapping[str, str] | None = None,
 ) -> AsyncIterator[TwoHosts]:
-    """A sandbox that runs on the source, and a destination that awaits one."""
+    """A sandbox that runs on the source, and a destination that awaits one. `events`: where each host's shim sends them."""
     source, destination = FakeHost(folder, "source", limits), FakeHost(folder, "destination", limits)
+    for host in (source, destination):
+        host.events_path = (events or {}).get(host.name, "")
     destination.world.clock_ahead_us = int(destination_ahead_s * 1_000_000)
     await source.start()
     await destination.start()

@@ -203,11 +203,9 @@ async def test_an_id_is_given_once(client: HostClient, make):
 
 
 async def test_a_creation_that_fails_leaves_nothing(client: HostClient, host: FakeHost, make, containerd):
-    bundle = make("c1", [])
+    bundle = make("c1", ["missing"])
     await refused(
-        client.task.create(bundle.create_request()),
-        ttrpc.Code.INVALID_ARGUMENT,
-        "its spec has no process.args",
+        client.task.create(bundle.create_request()), ttrpc.Code.NOT_FOUND, "there is no program missing"
     )
     assert [disk.device_id for disk in host.process.spec.disks] == ["disk0"]
     assert host.process.guest.containers.containers == {}
@@ -319,7 +317,7 @@ async def test_limits_are_changed_in_the_guest(client: HostClient, host: FakeHos
     request = pb.UpdateTaskRequest(id="c1")
     request.resources.value = b'{"memory": {"limit": 1048576}}'
     await client.task.update(request)
-    assert host.process.guest.containers.containers["c1"].resources == '{"memory": {"limit": 1048576}}'
+    assert host.process.guest.containers.containers["c1"].resources == '{"memory":{"limit":1048576}}'
 
 
 async def test_a_terminal_is_one_stream_and_has_a_size(client: HostClient, host: FakeHost, make):

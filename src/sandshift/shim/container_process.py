@@ -16,7 +16,7 @@ import msgspec
 
 from sandshift.errors import NotFound, SandshiftError
 from sandshift.sandbox.model import Process, agent_id
-from sandshift.shim.offsets import INPUT_ASK, Offsets
+from sandshift.shim.offsets import BEGUN, INPUT_ASK, Offsets
 from sandshift.shim.processes import Exit
 from sandshift.shim.stdin import InputPump
 from sandshift.shim.stdio import Sink, check_stdio, fifo_path, open_sink
@@ -74,9 +74,15 @@ class ProcessRecord(msgspec.Struct):
 
 class ContainerProcess:
     def __init__(
-        self, guest_id: str, record: ProcessRecord, folder: Path, on_exit: Callable[[ContainerProcess], None]
+        self,
+        guest_id: str,
+        record: ProcessRecord,
+        folder: Path,
+        on_exit: Callable[[ContainerProcess], None],
+        *,
+        fresh: bool = False,
     ) -> None:
-        """`folder`: of the offsets. `on_exit` is called once, when the exit is known and may be told."""
+        """`folder`: of the offsets, which begin at 0 if `fresh`. `on_exit` is called once, when the exit may be told."""
         self.record = record
         self.process_id = agent_id(guest_id, record.exec_id)
         self.exit: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
@@ -84,6 +90,8 @@ class ContainerProcess:
         """Cleared while Start is under way: nobody hears of the end before the start was told."""
         self.may_end.set()
         self._offsets = Offsets(folder, self.process_id)
+        if fresh:
+            self._offsets.clear()
         self._on_exit = on_exit
         self._sinks: dict[int, Sink] = {}
         self._input: InputPump | None = None
@@ -128,7 +136,11 @@ class ContainerProcess:
             self._input = None
 
     def begin_at(self, offsets: Mapping[int, int]) -> None:
-        """This process comes from elsewhere, where its streams (1, 2) were delivered up to there. Before `open_stdio`."""
+        """This process comes from elsewhere, where its streams (1, 2) were delivered up to there. Only the first call counts,
+        whichever shim made it: later ones may have delivered more."""
+        if self._offsets.has(BEGUN):
+            return
+        self._offsets.set_flag(BEGUN)
         for stream in (STDOUT, STDERR):
             self._offsets[stream] = offsets.get(stream, 0)
         self._offsets.set_flag(INPUT_ASK)

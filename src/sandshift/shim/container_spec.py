@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import json
+import os
+import secrets
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from sandshift.errors import NotSupported, Rejected
-from sandshift.rootfs.plan import DiskFile, RootfsPlan
+from sandshift.errors import NotSupported, Rejected, Unavailable
+from sandshift.rootfs.plan import DiskFile, RootfsPlan, wants_scratch
+from sandshift.sandbox.binds import FILE_BYTES_MAX, Handling, HostBind, Kind, Source, split_mounts
 from sandshift.sandbox.disks import DiskLayer, GuestMount
+from sandshift.sandbox.oci import PodShare, guest_spec, spec_from
 
 if TYPE_CHECKING:
     from sandshift.sandbox.patching import Mount
-    from sandshift.shim.parts import Parts
+    from sandshift.shim.parts import Packer, Parts
 
 SPEC_FILE: Final = "config.json"
 SPEC_BYTES_MAX: Final = 4 << 20
@@ -31,12 +35,9 @@ class FolderMount:
 
 
 @dataclass(frozen=True, slots=True)
-class Fitted:
-    """A container as it can be had in a VM."""
+class Packed:
+    """The files of a container, as this host has them."""
 
-    spec: bytes
-    """For runc in the guest: JSON."""
-    annotations: dict[str, str]
     plan: RootfsPlan
     files: tuple[GuestMount, ...] = ()
     folders: tuple[FolderMount, ...] = ()
@@ -53,7 +54,17 @@ class Fitted:
         return (*self.files, *placed)
 
 
-def read_spec(bundle: Path) -> Mapping[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A container as it can be had in a VM."""
+
+    spec: bytes
+    """For runc in the guest: JSON."""
+    annotations: dict[str, str]
+    packed: Packed
+
+
+def read_spec(bundle: Path) -> dict[str, Any]:
     """The OCI spec of a bundle. Blocks.
 
     Raises:
@@ -63,14 +74,9 @@ def read_spec(bundle: Path) -> Mapping[str, Any]:
     try:
         if path.stat().st_size > SPEC_BYTES_MAX:
             raise Rejected(f"{path} has more than {SPEC_BYTES_MAX} bytes")
-        spec = json.loads(path.read_bytes())
+        return spec_from(path.read_bytes())
     except OSError as error:
         raise Rejected(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise Rejected(f"{path} is no JSON: {error}") from error
-    if not isinstance(spec, dict):
-        raise Rejected(f"{path} is no JSON object")
-    return spec
 
 
 def annotations_of(spec: Mapping[str, Any]) -> dict[str, str]:
@@ -82,16 +88,79 @@ class Fitter:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
 
-    async def fit(self, bundle: Path, mounts: Sequence[Mount]) -> Fitted:
-        """Read and pack; nothing is plugged in yet. Raises what the packer and the spec's rules do."""
-        if self._parts.packer is None:
-            raise NotSupported("this shim has no packer: it cannot make disks of a root file system")
+    async def fit(
+        self,
+        bundle: Path,
+        mounts: Sequence[Mount],
+        *,
+        pod: PodShare,
+        scratch_folder: Path | None = None,
+    ) -> Fitted:
+        """Read and pack; nothing is plugged in yet. Raises what the packer and the spec's rules do.
+
+        Args:
+            pod: what the spec has to fit in with.
+            scratch_folder: where the file of a scratch disk goes, if the container's annotation asks for one; None: no such.
+        """
         spec = await asyncio.to_thread(read_spec, bundle)
-        annotations = annotations_of(spec)
-        plan = await self._parts.packer.plan(mounts, bundle)
+        fitted = guest_spec(spec, pod=pod)
+        scratch = None
+        if scratch_folder is not None and wants_scratch(annotations_of(spec)):
+            scratch = scratch_folder / f"{secrets.token_hex(8)}.ext4"
+        return Fitted(fitted, annotations_of(spec), await self._pack(spec, bundle, mounts, scratch))
+
+    async def pack(self, bundle: Path, mounts: Sequence[Mount]) -> Packed:
+        """The files of a container that runs already, in a guest that comes from elsewhere."""
+        return await self._pack(await asyncio.to_thread(read_spec, bundle), bundle, mounts, None)
+
+    async def _pack(
+        self, spec: Mapping[str, Any], bundle: Path, mounts: Sequence[Mount], scratch: Path | None
+    ) -> Packed:
+        packer = self._parts.packer
+        if packer is None:
+            raise NotSupported("this shim has no packer: it cannot make disks of a root file system")
+        files, folders = await self._bring_in(packer, split_mounts(spec).binds)
+        plan = await packer.plan(mounts, bundle, scratch_file=scratch)
         root = spec.get("root") or {}
-        return Fitted(
-            spec=json.dumps(spec).encode(),
-            annotations=annotations,
-            plan=replace(plan, read_only=plan.read_only or bool(root.get("readonly"))),
-        )
+        read_only = plan.read_only or bool(root.get("readonly"))
+        return Packed(replace(plan, read_only=read_only), files, folders)
+
+    async def _bring_in(
+        self, packer: Packer, binds: Sequence[HostBind]
+    ) -> tuple[tuple[GuestMount, ...], tuple[FolderMount, ...]]:
+        """The host's files and folders that the container sees. All are looked at before any is packed."""
+        ways = [(bind, bind.handling(await asyncio.to_thread(look_at, bind.source))) for bind in binds]
+        files: list[GuestMount] = []
+        folders: list[FolderMount] = []
+        for bind, way in ways:
+            if way is Handling.COPY:
+                files.append(await asyncio.to_thread(_copy, bind))
+            else:
+                mount = GuestMount(bind.destination, read_only=True)
+                folders.append(FolderMount(await packer.pack_folder(Path(bind.source)), mount))
+        return tuple(files), tuple(folders)
+
+
+def look_at(source: str) -> Source:
+    """What this host has at a bind's source. Blocks."""
+    try:
+        found = os.stat(source)  # noqa: PTH116 - one call gives all
+    except OSError:
+        return Source(Kind.MISSING)
+    if stat.S_ISDIR(found.st_mode):
+        return Source(Kind.FOLDER)
+    if stat.S_ISREG(found.st_mode):
+        return Source(Kind.FILE, found.st_size)
+    return Source(Kind.OTHER)
+
+
+def _copy(bind: HostBind) -> GuestMount:
+    """Raises Unavailable if the file cannot be read any more. Blocks."""
+    path = Path(bind.source)
+    try:
+        with path.open("rb") as file:
+            content = file.read(FILE_BYTES_MAX)
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+    except OSError as error:
+        raise Unavailable(f"{bind}: it cannot be read: {error.strerror}") from error
+    return GuestMount(bind.destination, content=content, mode=mode, read_only=bind.read_only)

@@ -7,14 +7,16 @@ before it is answered. The guest's agent does the work, and keeps output and exi
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from sandshift.errors import AlreadyThere, IllegalMove, NoRoom, NotFound, SandshiftError
+from sandshift.errors import AlreadyThere, IllegalMove, NoRoom, NotFound, Rejected, SandshiftError
+from sandshift.sandbox.oci import PodShare, guest_process, guest_resources
 from sandshift.sandbox.patching import Mount
 from sandshift.shim import container_events as tell
 from sandshift.shim.container_process import ContainerProcess, ProcessRecord, Stdio
@@ -85,7 +87,7 @@ class Containers(Roster):
             bundle=str(order.bundle),
             rootfs=order.rootfs,
         )
-        container = self._making[name] = self._live(record)
+        container = self._making[name] = self._live(record, fresh=True)
         try:
             await self._create(container, order)
         except BaseException:
@@ -100,9 +102,11 @@ class Containers(Roster):
 
     async def _create(self, container: LiveContainer, order: Order) -> None:
         guest, record = self._sandbox.require_guest(), container.record
-        fitted = await self._sandbox.fitter.fit(order.bundle, order.rootfs)
-        record.annotations = fitted.annotations
-        plugged = await self._sandbox.disks.plug(record.guest_id, fitted.plan, fitted.folder_disks)
+        fitted = await self._sandbox.fitter.fit(
+            order.bundle, order.rootfs, pod=self._pod(), scratch_folder=self._sandbox.places.scratch_dir
+        )
+        packed, record.annotations = fitted.packed, fitted.annotations
+        plugged = await self._sandbox.disks.plug(record.guest_id, packed.plan, packed.folder_disks)
         record.layers, record.writable, record.mounts = plugged.layers, plugged.writable, plugged.mounts
         container.init.open_stdio()
         await self._prepare_pod(guest)
@@ -112,7 +116,7 @@ class Containers(Roster):
             record.guest_id,
             fitted.spec,
             plugged.rootfs,
-            fitted.guest_mounts(plugged.mount_layers),
+            packed.guest_mounts(plugged.mount_layers),
             terminal=record.init.terminal,
             stdin=record.init.stdin,
         )
@@ -142,6 +146,10 @@ class Containers(Roster):
         taken = {one.guest_id for one in (*self._all.values(), *self._making.values())}
         names = (wanted, *(f"{wanted}-{number}" for number in range(2, len(taken) + 3)))
         return next(name for name in names if name not in taken)
+
+    def _pod(self) -> PodShare:
+        inits = (one.pid for one in self._all.values() if one.pid)
+        return PodShare(hostname=self._sandbox.model.hostname, pids=frozenset(inits))
 
     async def _prepare_pod(self, guest: Guest) -> None:
         if not self._pod_prepared:
@@ -212,13 +220,14 @@ class Containers(Roster):
         """Add a process to a container that runs; `start` starts it."""
         container = self.get(container_id)
         stdio.check()
+        fitted = guest_process(_json("spec", spec))
         async with container.lock:
             if container.standing(container.init) is not Standing.RUNNING:
                 raise IllegalMove(
                     f"container {container_id} is {container.standing(container.init).name.lower()}: exec needs a "
                     "running one"
                 )
-            container.add_exec(exec_id, spec, stdio)
+            container.add_exec(exec_id, fitted, stdio)
             await self.save()
         tell.exec_added(self._sandbox.events, container, exec_id)
 
@@ -327,7 +336,8 @@ class Containers(Roster):
 
     async def update(self, container_id: str, resources: bytes) -> None:
         container = self.get(container_id)
-        await self._sandbox.require_guest().containers.update(container.guest_id, resources)
+        fitted = guest_resources(_json("resources", resources))
+        await self._sandbox.require_guest().containers.update(container.guest_id, fitted)
 
     async def stats(self, container_id: str) -> ContainerStats:
         container = self.get(container_id)
@@ -342,6 +352,16 @@ class Containers(Roster):
 
     def close_input(self, container_id: str, exec_id: str) -> None:
         self.get(container_id).process(exec_id).close_input()
+
+
+def _json(name: str, data: bytes) -> Mapping[str, Any]:
+    try:
+        found = json.loads(data)
+    except ValueError as error:
+        raise Rejected(f"{name}: it is no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise Rejected(f"{name}: it is no JSON object")
+    return found
 
 
 def _named(container: LiveContainer, exec_id: str) -> str:

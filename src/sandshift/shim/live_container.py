@@ -50,18 +50,24 @@ class LiveContainer:
         record: ContainerRecord,
         folder: Path,
         on_exit: Callable[[LiveContainer, ContainerProcess], None],
+        *,
+        fresh: bool = False,
     ) -> None:
         self.record = record
         self.lock = asyncio.Lock()
         """Held by what changes the container: one such call at a time."""
         self._folder = folder
         self._on_exit = on_exit
-        self.init = self._process(record.init)
-        self.execs = {one.exec_id: self._process(one) for one in record.execs}
+        self.init = self._process(record.init, fresh=fresh)
+        self.execs = {one.exec_id: self._process(one, fresh=fresh) for one in record.execs}
 
-    def _process(self, record: ProcessRecord) -> ContainerProcess:
+    def _process(self, record: ProcessRecord, *, fresh: bool) -> ContainerProcess:
         return ContainerProcess(
-            self.record.guest_id, record, self._folder, lambda process: self._on_exit(self, process)
+            self.record.guest_id,
+            record,
+            self._folder,
+            lambda process: self._on_exit(self, process),
+            fresh=fresh,
         )
 
     @property
@@ -110,7 +116,7 @@ class LiveContainer:
                 exec_id=exec_id, stdio=stdio, spec=spec, stdin=bool(stdio.stdin), terminal=stdio.terminal
             )
             self.record.execs.append(record)
-            self.execs[exec_id] = self._process(record)
+            self.execs[exec_id] = self._process(record, fresh=True)
         elif known.record.bound:
             raise AlreadyThere(f"container {self.container_id} has an exec session {exec_id!r} already")
         else:

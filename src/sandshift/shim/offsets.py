@@ -22,6 +22,8 @@ INPUT_CLOSED: Final = 1
 """Flag: CloseIO was called."""
 INPUT_ASK: Final = 2
 """Flag: where stdin begins here only the agent knows; it is asked first."""
+BEGUN: Final = 4
+"""Flag: the process came from elsewhere, and where its streams begin here was set."""
 
 
 class Offsets:
@@ -54,6 +56,10 @@ class Offsets:
 
     def set_flag(self, flag: int, *, on: bool = True) -> None:
         self._numbers[FLAGS] = self._numbers[FLAGS] | flag if on else self._numbers[FLAGS] & ~flag
+
+    def clear(self) -> None:
+        for slot in range(SLOTS):
+            self._numbers[slot] = 0
 
     def close(self) -> None:
         """Let go of the file, which stays. Idempotent."""

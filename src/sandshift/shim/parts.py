@@ -104,8 +104,10 @@ class Machines(Protocol):
 class Packer(Protocol):
     """Makes disks of what a snapshotter hands over."""
 
-    async def plan(self, mounts: Sequence[Mount], bundle: Path) -> RootfsPlan:
-        """The disks of a container's root file system."""
+    async def plan(
+        self, mounts: Sequence[Mount], bundle: Path, *, scratch_file: Path | None = None
+    ) -> RootfsPlan:
+        """The disks of a container's root file system; `scratch_file`: made as a disk for its changes."""
         ...
 
     async def pack_folder(self, path: Path) -> DiskFile:

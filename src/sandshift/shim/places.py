@@ -9,6 +9,7 @@ STATE_DIR/sandboxes/NAMESPACE/ID/   survives a reboot
     sandbox                   the sandbox's model, as the shim would need it to start again
     containers                its containers, their stdio and exits
     events                    where containerd takes events
+    scratch/                  disks that take the changes of containers whose annotation asks for it
     session                   the journal of the active session
 STATE_DIR/statements/         last statements of ended sessions, 30 days
 STATE_DIR/reports/            the newest 1,000 reports
@@ -52,6 +53,10 @@ class Places:
     @property
     def output_dir(self) -> Path:
         return self.run_dir / "output"
+
+    @property
+    def scratch_dir(self) -> Path:
+        return self.state_dir / "scratch"
 
     @property
     def offsets_dir(self) -> Path:

@@ -72,8 +72,9 @@ class Roster:
     def processes(self) -> list[ContainerProcess]:
         return [process for container in self.all() for process in container.processes()]
 
-    def _live(self, record: ContainerRecord) -> LiveContainer:
-        return LiveContainer(record, self._sandbox.places.offsets_dir, self._on_exit)
+    def _live(self, record: ContainerRecord, *, fresh: bool = False) -> LiveContainer:
+        """`fresh`: what may be left of another of its name is not its own."""
+        return LiveContainer(record, self._sandbox.places.offsets_dir, self._on_exit, fresh=fresh)
 
     # On disk
 
@@ -195,7 +196,7 @@ class Roster:
         """At the destination, when a Task.Create has patched `container` of the imported model: it is known here from now
         on, under its new id; its saved pid. Nothing runs and nothing is opened before `adopt`. Idempotent."""
         if patch.container_id not in self._all:
-            self._all[patch.container_id] = self._live(record_of(container, patch))
+            self._all[patch.container_id] = self._live(record_of(container, patch), fresh=True)
             await self.save()
         return container.pid
 
@@ -211,7 +212,9 @@ class Roster:
         problems = []
         for model in containers:
             patch = patches.get(model.container_id, Patch(model.container_id, model.container_id))
-            container = self._all.setdefault(model.container_id, self._live(record_of(model, patch)))
+            container = self._all.get(model.container_id)
+            if container is None:
+                container = self._all[model.container_id] = self._live(record_of(model, patch), fresh=True)
             for process in container.processes():
                 process.begin_at(
                     {stream: at for (name, stream), at in offsets.items() if name == process.process_id}

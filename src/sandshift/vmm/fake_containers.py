@@ -9,6 +9,7 @@ Time is an argument. Programs, by the first word of a process's args:
     say TEXT              one line, then it ends
     exit CODE             ends at once
     wait                  ends when it is killed
+    missing               is no program
 """
 
 from __future__ import annotations
@@ -145,9 +146,9 @@ class FakeContainers:
 
     def create(self, container_id: str, spec: bytes, rootfs: object, *, terminal: bool, stdin: bool) -> int:
         document = json.loads(spec)
-        args = document.get("process", {}).get("args")
-        if not args:
-            raise Rejected(f"container {container_id}: its spec has no process.args")
+        args = document["process"]["args"]
+        if args == ["missing"]:
+            raise NotFound(f"container {container_id}: there is no program missing")
         made = FakeContainer(container_id, spec.decode(), repr(rootfs))
         if (known := self.containers.get(container_id)) is not None:
             if (known.spec, known.rootfs) != (made.spec, made.rootfs):

@@ -139,8 +139,8 @@ class Destination(SessionSide):
         """What of this host the container's disks are, by device id."""
         if not needs_disks(container) and not patch.rootfs:
             return {}
-        fitted = await self.sandbox.fitter.fit(Path(patch.bundle), patch.rootfs)
-        return match(container, self.shape, fitted.plan, fitted.folder_disks)
+        packed = await self.sandbox.fitter.pack(Path(patch.bundle), patch.rootfs)
+        return match(container, self.shape, packed.plan, packed.folder_disks)
 
     def _container(self, source_id: str) -> Container:
         return next(one for one in self.patching.sandbox.containers if one.container_id == source_id)
