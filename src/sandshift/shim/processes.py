@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from sandshift.errors import AlreadyThere, NotFound, SandshiftError
 from sandshift.guest.client import Guest
@@ -20,6 +21,10 @@ from sandshift.sandbox.model import Process
 from sandshift.shim.output import NAME_PATTERN, STREAMS, OutputFile, files_in
 
 log = logging.getLogger(__name__)
+
+AGAIN_FIRST_S: Final = 0.5
+AGAIN_MAX_S: Final = 30.0
+"""Between two tries to follow what could not be followed; doubled each time, from the first again once something came."""
 
 
 @dataclass(slots=True)
@@ -146,25 +151,29 @@ class Processes:
         ] + [asyncio.create_task(self._follow_exit(process), name=f"exit {process.process_id}")]
 
     async def _follow_stream(self, process: FollowedProcess, output: OutputFile) -> None:
-        """Ends with the stream, or when cancelled. Whoever cancels sees nothing; an error is logged and the agent keeps the bytes."""
-        assert self._guest is not None
-        try:
-            await self._guest.follow_output(
+        """Ends with the stream, or when cancelled. After an error (a full disk, say) it begins again: the agent keeps the bytes."""
+        guest = self._guest
+        assert guest is not None
+
+        async def follow() -> None:
+            await guest.follow_output(
                 process.process_id, output.stream, lambda: output.delivered, output.take
             )
             output.end()
-        except SandshiftError as error:
-            log.warning("output of %s is not followed any more: %s", process.process_id, error)
+
+        what = f"output {output.stream} of {process.process_id}"
+        await _until_done(what, follow, progress=lambda: output.delivered)
 
     async def _follow_exit(self, process: FollowedProcess) -> None:
-        assert self._guest is not None
-        try:
-            code, exited_at_ns = await self._guest.wait_process(process.process_id)
-        except SandshiftError as error:
-            log.warning("the exit of %s is not waited for any more: %s", process.process_id, error)
-            return
-        if not process.exit.done():
-            process.exit.set_result(Exit(code, exited_at_ns))
+        guest = self._guest
+        assert guest is not None
+
+        async def wait() -> None:
+            code, exited_at_ns = await guest.wait_process(process.process_id)
+            if not process.exit.done():
+                process.exit.set_result(Exit(code, exited_at_ns))
+
+        await _until_done(f"the exit of {process.process_id}", wait, progress=lambda: 0)
 
     def freeze(self) -> dict[tuple[str, int], int]:
         """From now on nothing more is taken. Answers (process id, stream) -> first byte not delivered."""
@@ -218,6 +227,28 @@ class Processes:
             [_tagged(number, output, follow=follow) for number, output in process.outputs.items()]
         ):
             yield item
+
+
+async def _until_done(what: str, work: Callable[[], Awaitable[None]], *, progress: Callable[[], int]) -> None:
+    """Do `work` until it succeeds, or the agent says that there is no such thing. The same error is logged once."""
+    pause_s, said = AGAIN_FIRST_S, ""
+    while True:
+        before = progress()
+        try:
+            await work()
+        except NotFound as error:
+            log.warning("%s is not followed any more: %s", what, error)
+            return
+        except SandshiftError as error:
+            if error.message != said:
+                said = error.message
+                log.warning("%s is not followed, which is tried again: %s", what, error)
+        else:
+            return
+        if progress() != before:
+            pause_s = AGAIN_FIRST_S
+        await asyncio.sleep(pause_s)
+        pause_s = min(2 * pause_s, AGAIN_MAX_S)
 
 
 async def _tagged(stream: int, output: OutputFile, *, follow: bool) -> AsyncIterator[tuple[int, int, bytes]]:

@@ -15,10 +15,6 @@ _STATES: Final[Mapping[str, RunState]] = {
     **{state.value: state for state in RunState if state is not RunState.DEAD},
     "restore-vm": RunState.INMIGRATE,
     "save-vm": RunState.PAUSED,
-    "io-error": RunState.PAUSED,
-    "watchdog": RunState.PAUSED,
-    "debug": RunState.PAUSED,
-    "suspended": RunState.PAUSED,
 }
 
 

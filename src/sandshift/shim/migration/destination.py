@@ -74,7 +74,16 @@ TCP_BYTES_RECEIVED: Final = struct.Struct("=Q")
 TCP_BYTES_RECEIVED_AT: Final = 128
 """Offset of tcpi_bytes_received in struct tcp_info. Source: include/uapi/linux/tcp.h."""
 HAS_RUN: Final = frozenset(
-    (RunState.RUNNING, RunState.SHUTDOWN, RunState.GUEST_PANICKED, RunState.INTERNAL_ERROR)
+    (
+        RunState.RUNNING,
+        RunState.SHUTDOWN,
+        RunState.GUEST_PANICKED,
+        RunState.INTERNAL_ERROR,
+        RunState.IO_ERROR,
+        RunState.WATCHDOG,
+        RunState.DEBUG,
+        RunState.SUSPENDED,
+    )
 )
 """States that a guest which never ran is never in: one that was started before a crash is not taken for new."""
 
@@ -86,8 +95,10 @@ PEER_WORDS: Final = (
     "unexpected eof",
     "input/output error",
     "not received",
+    "tls handshake failed",
+    "non-properly terminated",
 )
-"""What QEMU says when the stream ended, and not what was in it."""
+"""What QEMU says when the stream ended or was nobody's who has the key, and not of what was in it."""
 ARRIVED_TRIES_MAX: Final = 5
 
 
