@@ -10,7 +10,7 @@ import contextlib
 import logging
 import time
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from sandshift.errors import SandshiftError
 from sandshift.session.descriptor import Descriptor
@@ -177,13 +177,10 @@ class SessionSide(ABC):
 
     async def _wait_for_socket(self, socket_wait_s: float) -> bool:
         """False if none came, or the transfer has ended meanwhile: cancelled, or its guest or VM has ended."""
-        given = asyncio.ensure_future(self.socket_given.wait())
+        given: asyncio.Future[Any] = asyncio.ensure_future(self.socket_given.wait())
+        done: asyncio.Future[Any] = self.session.transfer.done
         try:
-            await asyncio.wait(
-                [given, self.session.transfer.done],
-                timeout=socket_wait_s,
-                return_when=asyncio.FIRST_COMPLETED,
-            )
+            await asyncio.wait([given, done], timeout=socket_wait_s, return_when=asyncio.FIRST_COMPLETED)
         finally:
             given.cancel()
         if self.session.transfer.done.done():
