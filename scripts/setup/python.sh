@@ -64,6 +64,9 @@ install_requirements() {
 install_project() {
     quietly "$STATE/pip-project.log" "the project itself could not be installed into $VENV" \
         env "PATH=$PWD/$VENV/bin:$PATH" "$VENV/bin/python" -I -m pip install --disable-pip-version-check --quiet --no-index --no-deps --no-build-isolation --editable .
+    # pip's own launcher takes longer than containerd's `start` may.
+    quietly "$STATE/launcher.log" "the shim's launcher could not be written into $VENV/bin" \
+        env PYTHONPATH=src "$VENV/bin/python" -m sandshift.shim.launcher "$VENV/bin"
     rm -f "$VENV"/.sandshift-project-*
     : >"$project_stamp"
 }

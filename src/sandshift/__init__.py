@@ -1,5 +1,3 @@
 """VM sandboxes that move between Linux hosts while they run."""
 
-from typing import Final
-
-VERSION: Final = "0.1.0"
+VERSION = "0.1.0"  # No Final: `typing` costs the shim's start 9 ms.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import struct
-
 
 def protobuf_strings(data: bytes) -> dict[int, bytes]:
     """The length-delimited top-level fields of a protobuf message, first of each; empty if it is not one."""
@@ -52,6 +50,6 @@ def length_delimited(number: int, data: bytes) -> bytes:
 def varint(value: int) -> bytes:
     out = b""
     while value >= 0x80:
-        out += struct.pack("B", value & 0x7F | 0x80)
+        out += bytes((value & 0x7F | 0x80,))
         value >>= 7
-    return out + struct.pack("B", value)
+    return out + bytes((value,))

@@ -19,6 +19,7 @@ from typing import Final
 from sandshift.config import Config
 from sandshift.shim.arguments import Arguments
 from sandshift.shim.by_hand import length_delimited, varint
+from sandshift.shim.ground import Ground
 from sandshift.shim.identity import started_ticks_of
 from sandshift.shim.places import Places
 from sandshift.shim.start import start
@@ -32,7 +33,8 @@ def delete(arguments: Arguments, config: Config) -> bytes:
     places = Places.of(config, arguments.namespace, arguments.id)
     if places.unfinished_session():
         start(
-            Arguments(action="start", namespace=arguments.namespace, id=arguments.id, headless=True), config
+            Arguments(action="start", namespace=arguments.namespace, id=arguments.id, headless=True),
+            Ground.of(config),
         )
         return delete_response(exit_status=EXIT_BY_SIGKILL, now_ns=time.time_ns())
     for pid_file in (places.shim_pid_file, places.vm_dir / "vm.pid"):

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import ttrpc
-from sandshift.config import Config
+from sandshift.config import Config, load
 from sandshift.errors import SandshiftError
 from sandshift.shim.arguments import Arguments
 from sandshift.shim.durable import make_folder, write_atomically
@@ -124,6 +124,11 @@ class ShimServer:
         """End this shim and nothing else: VM and session go on, for another shim to find."""
         await self.desk.let_go()
         await self.sandbox.let_go()
+
+
+def serve_from_start(arguments: Arguments, descriptor: int) -> None:
+    """Run the shim on the listening socket `descriptor`, which becomes ours. Blocks."""
+    serve(arguments, load(), socket.socket(fileno=descriptor))
 
 
 def serve(arguments: Arguments, config: Config, listener: socket.socket) -> None:

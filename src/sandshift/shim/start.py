@@ -1,35 +1,32 @@
 """`start`: bind the socket, fork the serving process, answer the address.
 
-Only the child imports asyncio and protobuf, so that `start` answers in a few milliseconds. containerd reads stdout and
-stderr together until both are closed: nothing else is ever printed there, and the child lets go of both before anything
-else. Source: reference facts on containerd's shim bootstrap (docs/reference/shim.md).
+Only the child imports asyncio, protobuf and all else that takes time; what is imported here is already in a bare
+interpreter, so that `start` answers in some 15 ms. containerd reads stdout and stderr together until both are closed:
+nothing else is ever printed there, and the child lets go of both before anything else. Source: reference facts on
+containerd's shim bootstrap (docs/reference/shim.md).
 """
 
 from __future__ import annotations
 
-import contextlib
+import _socket
 import errno
 import fcntl
-import json
 import os
-import socket
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Final
 
-from sandshift.errors import Rejected, Unavailable
 from sandshift.shim.by_hand import protobuf_strings
+from sandshift.shim.ground import Ground, containerd_is_two
 from sandshift.shim.identity import started_ticks_of
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Mapping
 
-    from sandshift.config import Config
     from sandshift.shim.arguments import Arguments
 
-STDIN_BYTES_MAX: Final = 10 << 20
-LISTEN_BACKLOG: Final = 128
-ALIVE_TIMEOUT_S: Final = 2.0
+STDIN_BYTES_MAX = 10 << 20
+LISTEN_BACKLOG = 128
+ALIVE_TIMEOUT_S = 2.0
 
 
 def came_as_bootstrap_params(stdin: bytes, arguments: Arguments) -> bool:
@@ -42,69 +39,78 @@ def came_as_bootstrap_params(stdin: bytes, arguments: Arguments) -> bool:
 
 
 def answer_of_start(
-    address: str, *, stdin: bytes, arguments: Arguments, environment: dict[str, str]
+    address: str,
+    *,
+    stdin: bytes,
+    arguments: Arguments,
+    environment: Mapping[str, str],
+    ground: Ground | None = None,
 ) -> bytes:
-    """What `start` prints: a plain address for containerd 1.6, else JSON with the newest version it takes."""
+    """What `start` prints: a plain address for containerd 1.6, else JSON with the newest version it takes.
+
+    1.7 takes no version 3, 2.0 and newer do, and their environment is the same: only the binary itself tells them apart
+    before 2.3. Without `ground` it is not asked.
+    """
     if "MAX_SHIM_VERSION" not in environment:
         return address.encode()
-    version = (
-        3
-        if came_as_bootstrap_params(stdin, arguments) or environment.get("SANDSHIFT_SHIM_VERSION") == "3"
-        else 2
-    )
-    return json.dumps({"version": version, "address": address, "protocol": "ttrpc"}).encode()
+    told = environment.get("SANDSHIFT_SHIM_VERSION", "")
+    takes_three = came_as_bootstrap_params(stdin, arguments) or told == "3"
+    if not takes_three and not told and ground is not None:
+        takes_three = containerd_is_two(arguments.publish_binary, ground.memo_dir)
+    quoted = address.replace("\\", "\\\\").replace('"', '\\"')
+    return f'{{"version": {3 if takes_three else 2}, "address": "{quoted}", "protocol": "ttrpc"}}'.encode()
 
 
-def _somebody_answers(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+def _somebody_answers(path: str) -> bool:
+    probe = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    try:
         probe.settimeout(ALIVE_TIMEOUT_S)
-        try:
-            probe.connect(str(path))
-        except (ConnectionRefusedError, FileNotFoundError):
-            return False
-        return True
+        probe.connect(path)
+    except (ConnectionRefusedError, FileNotFoundError):
+        return False
+    finally:
+        probe.close()
+    return True
 
 
-def bind(path: Path) -> socket.socket | None:
-    """Listen on `path`, 0600 in a 0700 folder; None if a living shim listens there already.
+def bind(place: str | os.PathLike[str]) -> _socket.socket | None:
+    """Listen at `place`, 0600 in a 0700 folder; None if a living shim listens there already.
 
     Raises Unavailable if the place cannot be used, with what to do.
     """
+    path = os.fspath(place)
+    folder, _, name = path.rpartition("/")
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with _one_at_a_time(path):
+        os.makedirs(folder, mode=0o700, exist_ok=True)  # noqa: PTH103
+        # A socket that is bound and does not listen yet looks like a dead shim's: another `start` must not meet it.
+        lock = os.open(f"{folder}/.{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
             return _bind(path)
+        finally:
+            os.close(lock)
     except OSError as error:
+        from sandshift.errors import Unavailable  # noqa: PLC0415 - loaded only where it is needed
+
         raise Unavailable(
             f"the shim cannot listen at {path}: {error.strerror}; run as root, or set places.run_dir to a folder of your own"
         ) from error
 
 
-@contextlib.contextmanager
-def _one_at_a_time(path: Path) -> Iterator[None]:
-    """A socket that is bound and does not listen yet looks like a dead shim's: another `start` must not meet it."""
-    lock = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(lock)
-
-
-def _bind(path: Path) -> socket.socket | None:
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+def _bind(path: str) -> _socket.socket | None:
+    listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     try:
         try:
-            listener.bind(str(path))
+            listener.bind(path)
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise
             if _somebody_answers(path):
                 listener.close()
                 return None
-            path.unlink(missing_ok=True)
-            listener.bind(str(path))
-        path.chmod(0o600)
+            os.unlink(path)  # noqa: PTH108
+            listener.bind(path)
+        os.chmod(path, 0o600)  # noqa: PTH101
         listener.listen(LISTEN_BACKLOG)
     except OSError:
         listener.close()
@@ -112,37 +118,34 @@ def _bind(path: Path) -> socket.socket | None:
     return listener
 
 
-def write_pid_file(path: Path, pid: int) -> None:
+def write_pid_file(place: str | os.PathLike[str], pid: int) -> None:
     """Which process serves: known before `start` answers, so that a `delete` right after it finds whom to end."""
-    temporary = path.with_name(f".{path.name}.start")
-    temporary.write_text(json.dumps({"pid": pid, "started_ticks": started_ticks_of(pid)}))
-    temporary.replace(path)
+    path = os.fspath(place)
+    folder, _, name = path.rpartition("/")
+    temporary = f"{folder}/.{name}.start"
+    _write(temporary, f'{{"pid": {pid}, "started_ticks": {started_ticks_of(pid)}}}')
+    os.replace(temporary, path)  # noqa: PTH105
 
 
-def _enter_network_namespace(config: Config) -> None:
+def _write(path: str, text: str) -> None:
+    with open(path, "w") as file:  # noqa: PTH123
+        file.write(text)
+
+
+def _enter_network_namespace(name: str) -> None:
     """Move this process into the host's network namespace, if the configuration names one."""
-    if not config.host.network_namespace:
+    if not name:
         return
-    import ctypes  # noqa: PLC0415 - only hosts that are namespaces pay for it
+    from sandshift.errors import Rejected, SandshiftError  # noqa: PLC0415 - only hosts that are namespaces pay for it
+    from sandshift.network_namespace import enter_file  # noqa: PLC0415
 
-    path = f"/run/netns/{config.host.network_namespace}"
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise Rejected(
-            f"host.network_namespace: {path} cannot be opened ({error.strerror}); make it with ip netns add"
-        ) from error
-    try:
-        if ctypes.CDLL(None, use_errno=True).setns(descriptor, 0x40000000) != 0:
-            number = ctypes.get_errno()
-            raise Unavailable(
-                f"host.network_namespace: entering {path} failed: {os.strerror(number)}; run as root"
-            )
-    finally:
-        os.close(descriptor)
+        enter_file(f"/run/netns/{name}")
+    except SandshiftError as error:
+        raise Rejected(f"host.network_namespace: {error.message}; make it with ip netns add") from error
 
 
-def _detach(log_path: Path) -> None:
+def _detach(log_path: str) -> None:
     """Own session; stdin, stdout and stderr away from the caller's pipes before anything else happens."""
     os.setsid()
     null = os.open(os.devnull, os.O_RDWR)
@@ -161,40 +164,57 @@ def _leave_no_core() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
 
-def start(arguments: Arguments, config: Config) -> bytes:
+def start(arguments: Arguments, ground: Ground) -> bytes:
     """Start the shim of sandbox `arguments.id`, or find the one that lives. Returns what to print."""
-    stdin = b"" if sys.stdin is None or sys.stdin.isatty() or arguments.headless else _read_stdin()
-    path = config.shim_socket(arguments.namespace, arguments.id)
-    answer = answer_of_start(f"unix://{path}", stdin=stdin, arguments=arguments, environment=dict(os.environ))
+    stdin = b"" if arguments.headless else _read_stdin()
+    path = ground.shim_socket(arguments.namespace, arguments.id)
+    address = f"unix://{path}"
+    answer = answer_of_start(address, stdin=stdin, arguments=arguments, environment=os.environ, ground=ground)
     listener = bind(path)
     if listener is not None:
-        run_dir = config.sandbox_run_dir(arguments.namespace, arguments.id)
-        run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _enter_network_namespace(config)
+        run_dir = ground.sandbox_run_dir(arguments.namespace, arguments.id)
+        os.makedirs(run_dir, mode=0o700, exist_ok=True)  # noqa: PTH103
+        _enter_network_namespace(ground.network_namespace)
         if (child := os.fork()) == 0:
-            _serve(arguments, config, listener, run_dir)
+            _serve(arguments, listener, run_dir)
         listener.close()
-        with contextlib.suppress(OSError):  # The child writes it too, and says in its log what is wrong.
-            write_pid_file(run_dir / "shim.pid", child)
-    with contextlib.suppress(OSError):
-        if Path("config.json").exists():
-            Path("address").write_text(f"unix://{path}")
+        _try(
+            lambda: write_pid_file(f"{run_dir}/shim.pid", child)
+        )  # The child writes it too, and says what is wrong.
+    if os.path.exists("config.json"):  # noqa: PTH110
+        _try(lambda: _write("address", address))
     return answer
 
 
+def _try(write: Callable[[], None]) -> None:
+    try:
+        write()
+    except OSError:
+        return
+
+
 def _read_stdin() -> bytes:
-    return sys.stdin.buffer.read(STDIN_BYTES_MAX)
+    """What containerd gives at most; nothing from a terminal."""
+    found = b""
+    try:
+        if os.isatty(0):
+            return b""
+        while len(found) < STDIN_BYTES_MAX and (piece := os.read(0, 1 << 16)):
+            found += piece
+    except OSError:
+        return found
+    return found
 
 
-def _serve(arguments: Arguments, config: Config, listener: socket.socket, run_dir: Path) -> None:
+def _serve(arguments: Arguments, listener: _socket.socket, run_dir: str) -> None:
     """The child: never returns."""
     code = 1
     try:
-        _detach(run_dir / "shim.log")
+        _detach(f"{run_dir}/shim.log")
         _leave_no_core()
-        from sandshift.shim.serve import serve  # noqa: PLC0415 - only the child pays for asyncio and protobuf
+        from sandshift.shim.serve import serve_from_start  # noqa: PLC0415 - only the child pays for it
 
-        serve(arguments, config, listener)
+        serve_from_start(arguments, listener.detach())
         code = 0
     except BaseException:  # noqa: BLE001 - the last line of a process: written down, whatever it is
         import traceback  # noqa: PLC0415
