@@ -91,6 +91,7 @@ class Reader:
         self.data = bytearray()
         self._ended = asyncio.Event()
         self._came = asyncio.Event()
+        self._held = -1
         self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         if reads:
             self.read()
@@ -123,7 +124,17 @@ class Reader:
             await self._ended.wait()
         return bytes(self.data)
 
+    def hold(self) -> None:
+        """Keep the fifo open for writing too: a shim that is killed is no end for this reader."""
+        self._held = os.open(self.path, os.O_WRONLY | os.O_NONBLOCK)
+
+    def let_go(self) -> None:
+        if self._held >= 0:
+            os.close(self._held)
+            self._held = -1
+
     def close(self) -> None:
+        self.let_go()
         if self._fd >= 0:
             asyncio.get_running_loop().remove_reader(self._fd)
             os.close(self._fd)

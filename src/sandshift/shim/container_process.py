@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
+import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from sandshift.errors import NotFound, SandshiftError
+from sandshift.errors import NotFound
 from sandshift.sandbox.model import Process, agent_id
 from sandshift.shim.offsets import BEGUN, INPUT_ASK, Offsets
-from sandshift.shim.processes import Exit
+from sandshift.shim.processes import Exit, until_done
 from sandshift.shim.stdin import InputPump
 from sandshift.shim.stdio import Sink, check_stdio, fifo_path, open_sink
 
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sandshift.guest.client import Guest
-
-log = logging.getLogger(__name__)
 
 STDOUT: Final = 1
 STDERR: Final = 2
@@ -183,28 +181,28 @@ class ContainerProcess:
             self._task_exit = asyncio.create_task(self._follow_exit(guest), name=f"exit {self.process_id}")
 
     async def _follow_stream(self, guest: Guest, sink: Sink) -> None:
-        """Task: ends with the stream, or when cancelled; an error is logged, and the agent keeps the bytes."""
-        try:
+        """Task: ends with the stream, or when cancelled. After an error it begins again: the agent keeps the bytes."""
+
+        async def follow() -> None:
             await guest.follow_output(
                 self.process_id, sink.stream, lambda: sink.delivered, sink.take, room=sink.room
             )
             await sink.drained()
-            sink.close()
-        except NotFound:
-            sink.close()  # The guest has forgotten the process: nothing more can come.
-        except SandshiftError as error:
-            log.warning("output %d of %s is not followed any more: %s", sink.stream, self.process_id, error)
+
+        what = f"output {sink.stream} of {self.process_id}"
+        await until_done(what, follow, progress=lambda: sink.delivered)
+        sink.close()
 
     async def _follow_exit(self, guest: Guest) -> None:
-        try:
-            code, exited_at_ns = await guest.wait_process(self.process_id)
-        except NotFound:
-            code, exited_at_ns = EXIT_UNKNOWN, 0
-        except SandshiftError as error:
-            log.warning("the exit of %s is not waited for any more: %s", self.process_id, error)
-            return
-        await self.may_end.wait()
-        self.end(Exit(code, exited_at_ns))
+        async def wait() -> None:
+            try:
+                code, exited_at_ns = await guest.wait_process(self.process_id)
+            except NotFound:
+                code, exited_at_ns = EXIT_UNKNOWN, time.time_ns()
+            await self.may_end.wait()
+            self.end(Exit(code, exited_at_ns))
+
+        await until_done(f"the exit of {self.process_id}", wait, progress=lambda: 0)
 
     def end(self, exit_: Exit) -> None:
         """The process has ended. The first call counts."""

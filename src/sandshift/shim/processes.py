@@ -162,7 +162,7 @@ class Processes:
             output.end()
 
         what = f"output {output.stream} of {process.process_id}"
-        await _until_done(what, follow, progress=lambda: output.delivered)
+        await until_done(what, follow, progress=lambda: output.delivered)
 
     async def _follow_exit(self, process: FollowedProcess) -> None:
         guest = self._guest
@@ -173,7 +173,7 @@ class Processes:
             if not process.exit.done():
                 process.exit.set_result(Exit(code, exited_at_ns))
 
-        await _until_done(f"the exit of {process.process_id}", wait, progress=lambda: 0)
+        await until_done(f"the exit of {process.process_id}", wait, progress=lambda: 0)
 
     def freeze(self) -> dict[tuple[str, int], int]:
         """From now on nothing more is taken. Answers (process id, stream) -> first byte not delivered."""
@@ -229,7 +229,7 @@ class Processes:
             yield item
 
 
-async def _until_done(what: str, work: Callable[[], Awaitable[None]], *, progress: Callable[[], int]) -> None:
+async def until_done(what: str, work: Callable[[], Awaitable[None]], *, progress: Callable[[], int]) -> None:
     """Do `work` until it succeeds, or the agent says that there is no such thing. The same error is logged once."""
     pause_s, said = AGAIN_FIRST_S, ""
     while True:
