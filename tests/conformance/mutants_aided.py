@@ -14,7 +14,7 @@ from sandshift.shim.migration import desk, opening, session
 from sandshift.shim.migration.source import Source
 from sandshift.vmm.fake import FakeMachine
 from tests.conformance.mutant import instead, wrong
-from tests.shim.house import FakeGuest
+from tests.shim.fake_agent import FakeGuest
 
 LONG_S = 20.0
 

@@ -26,6 +26,8 @@ class FakeGuest:
         try:
             async with asyncio.timeout(self._reply_s):
                 await self._process.runs.wait()
+                if self._process.faults.hang:
+                    await asyncio.Event().wait()
         except TimeoutError as error:
             raise Unavailable(f"the guest's agent did not answer within {self._reply_s:g} s") from error
 
