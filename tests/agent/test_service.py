@@ -261,7 +261,7 @@ async def test_power_off_answers_first(house, guest):
 
 
 async def test_a_stream_that_others_left_no_room_goes_on_when_theirs_is_taken(house, guest):
-    house.table._room.bytes_max = 300 << 10
+    house.table.room.bytes_max = 300 << 10
     await guest.start_process("greedy", ["head", "-c", "1000000", "/dev/zero"])
     greedy = house.table.output("greedy", 1).buffer
     while not greedy.is_full:
@@ -275,5 +275,5 @@ async def test_a_stream_that_others_left_no_room_goes_on_when_theirs_is_taken(ho
     while small.end < 300_000:
         await asyncio.sleep(0.005)
     assert len(await output_of(guest, "small")) == 300_000
-    assert house.table._room.used_bytes == 0
-    assert not house.table._room.waiting
+    assert house.table.room.used_bytes == 0
+    assert not house.table.room.waiting

@@ -9,12 +9,12 @@ from collections.abc import AsyncIterator, Iterable
 from typing import Final, cast
 
 from sandshift.agent import netlink
+from sandshift.agent.container_calls import ContainerCalls
 from sandshift.agent.piece import EncodedPiece
 from sandshift.agent.process import STDERR, STDOUT, ProcessPlan
 from sandshift.agent.system import System
 from sandshift.agent.table import Table
 from sandshift.wire.sandshift import agent_pb2 as pb
-from sandshift.wire.sandshift.agent_ttrpc import AgentService
 from ttrpc import CallContext, Code, StatusError
 
 AGENT_VERSION: Final = "0.1.0"
@@ -24,9 +24,9 @@ POWER_OFF_AFTER_S: Final = 0.05
 """So that the answer gets out."""
 
 
-class Agent(AgentService):
+class Agent(ContainerCalls):
     def __init__(self, table: Table, system: System) -> None:
-        self._table = table
+        super().__init__(table)
         self._system = system
         self._is_personalized = False
 
@@ -82,6 +82,8 @@ class Agent(AgentService):
         self, request: pb.StartProcessRequest, context: CallContext
     ) -> pb.StartProcessResponse:
         del context
+        if request.container_id:
+            return pb.StartProcessResponse(pid=(await self._containers.exec(request)).pid)
         plan = ProcessPlan(
             tuple(request.args), dict(request.env), request.cwd, request.terminal, request.stdin
         )
@@ -144,6 +146,16 @@ class Agent(AgentService):
         except ValueError as error:
             raise StatusError(Code.INVALID_ARGUMENT, str(error)) from error
         return pb.SignalProcessResponse()
+
+    async def resize_terminal(
+        self, request: pb.ResizeTerminalRequest, context: CallContext
+    ) -> pb.ResizeTerminalResponse:
+        del context
+        try:
+            self._table.get(request.process_id).resize_terminal(request.columns, request.rows)
+        except ValueError as error:
+            raise StatusError(Code.FAILED_PRECONDITION, f"process {request.process_id}: {error}") from error
+        return pb.ResizeTerminalResponse()
 
     async def forget_process(
         self, request: pb.ForgetProcessRequest, context: CallContext

@@ -7,6 +7,8 @@ import contextlib
 import errno
 import fcntl
 import os
+import struct
+import termios
 from typing import Final
 
 from sandshift.agent.output import ALL_STREAMS_BYTES, Budget, OutputBuffer
@@ -15,6 +17,7 @@ PIPE_BYTES: Final = 1 << 20
 """Asked of the kernel for each output pipe: fewer, larger reads."""
 READ_BYTES: Final = 256 << 10
 STDIN_BYTES_MAX: Final = 256 << 10
+TERMINAL_SIDE_MAX: Final = 0xFFFF
 _END_OF_INPUT: Final = b"\x04"
 """What a terminal's line discipline takes for the end of input."""
 
@@ -141,6 +144,20 @@ class InputStream:
             self._is_ending = True
         self._flush()
         return self.taken
+
+    def resize_terminal(self, columns: int, rows: int) -> None:
+        """Set the size of the terminal that it writes to, in characters. Once that is gone nothing happens.
+
+        Raises:
+            ValueError: there is no such size.
+        """
+        if not 0 <= columns <= TERMINAL_SIDE_MAX or not 0 <= rows <= TERMINAL_SIDE_MAX:
+            raise ValueError(
+                f"a terminal of {columns} columns and {rows} rows: up to {TERMINAL_SIDE_MAX} are possible"
+            )
+        if self._is_open:
+            with contextlib.suppress(OSError):
+                fcntl.ioctl(self._descriptor, termios.TIOCSWINSZ, struct.pack("=HHHH", rows, columns, 0, 0))
 
     def close(self) -> None:
         """Close, and drop what is not written. Idempotent."""

@@ -24,10 +24,12 @@ SPEC_BYTES_MAX: Final = 1 << 20
 """Of a spec for the guest."""
 CONTAINER_TYPE_ANNOTATION: Final = "io.kubernetes.cri.container-type"
 """Of a pod's sandbox container it says "sandbox"."""
-_OWN: Final = frozenset({"mount", "pid", "cgroup", "user"})
+_OWN: Final = frozenset({"mount", "pid", "cgroup"})
 """Kinds of namespaces that a container may have of its own in the guest."""
 _OF_THE_POD: Final = frozenset({"network", "ipc", "uts"})
 """Those that are the guest's for every container."""
+_ALWAYS: Final = ({"type": "mount"}, {"type": "cgroup"}, {"type": "pid", "path": POD_PID_NAMESPACE})
+"""What a container has if its spec names none: what would be the host's own is the pod's, never the agent's."""
 _DEVICES_OF_EVERY: Final = frozenset(
     f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom", "tty", "console", "ptmx")
 )
@@ -42,8 +44,6 @@ _CPU: Final = ("shares", "quota", "period", "burst", "idle")
 """CPU and node numbers are the host's; real-time budgets are of control groups before version 2."""
 _RESOURCES: Final = ("memory", "cpu", "pids", "hugepageLimits", "unified", "devices")
 _LINUX: Final = (
-    "uidMappings",
-    "gidMappings",
     "seccomp",
     "rootfsPropagation",
     "maskedPaths",
@@ -162,17 +162,16 @@ def _namespaces(linux: Mapping[str, Any], pod: PodShare, *, keeps_uts: bool) -> 
         kind, path = one.get("type", ""), one.get("path", "")
         if kind == "pid" and path:
             kept.append({"type": "pid", "path": _pid_namespace(path, pod)})
-        elif kind == "user" and path:
+        elif kind == "user":
             raise Rejected(
-                f"linux.namespaces: the user namespace {path} is the host's: let the container have its own"
+                "linux.namespaces: a user namespace cannot be had in the VM, which keeps the container from the host:"
+                " leave it out (hostUsers: true)"
             )
         elif kind in _OWN or (kind == "uts" and keeps_uts):
             kept.append({"type": kind})
         elif kind not in _OF_THE_POD:
             raise Rejected(f"linux.namespaces: a namespace of type {kind!r} cannot be had in the guest")
-    if not any(one["type"] == "mount" for one in kept):
-        kept.append({"type": "mount"})
-    return kept
+    return kept + [one for one in _ALWAYS if one["type"] not in {other["type"] for other in kept}]
 
 
 def _pid_namespace(path: str, pod: PodShare) -> str:
