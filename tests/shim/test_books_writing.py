@@ -1,5 +1,6 @@
 """The order in which a session's journal reaches the disk, and what happens when it does not."""
 
+import asyncio
 import errno
 import os
 
@@ -113,3 +114,17 @@ async def test_a_torn_record_that_cannot_be_cut_off_is_cut_off_by_the_repeat(pla
     await books.write_records([RELEASED])
     found = on_disk(places)
     assert (found.state.right_record, found.torn_bytes) == (RELEASED, 0)
+
+
+async def test_what_is_told_while_the_journal_is_read_again_is_in_it_and_the_next_record_follows(
+    places, disk
+):
+    books = await opened(places, disk)
+    reading = asyncio.ensure_future(books.last_record())
+    await asyncio.sleep(0)
+    books.write_entry(progress(1))
+    assert (await reading).cell is Cell.OPEN
+    await books.write_records([RELEASED])
+    found = on_disk(places)
+    assert found.state.right_record == RELEASED
+    assert [entry.message_id for entry in found.state.entries] == [1]

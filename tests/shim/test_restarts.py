@@ -296,3 +296,28 @@ async def test_the_move_by_which_a_guest_came_is_not_taken_for_the_one_that_is_t
     assert (await hosts.d.status()).session.state == "Cancelled"
     await hosts.d.finalize("onward", RESUME)
     assert (await hosts.d.status()).vm_state == "running"
+
+
+async def test_a_vm_that_dies_as_it_starts_the_guest_is_lost_and_its_session_can_be_closed(
+    hosts: TwoHosts,
+) -> None:
+    await hosts.ready()
+    machine = destination_of(hosts).machine
+    assert machine is not None
+    run = machine.run_vcpus
+
+    async def run_and_die(licence: object) -> None:
+        await run(licence)
+        hosts.destination.process.die()
+
+    machine.run_vcpus = run_and_die  # type: ignore[method-assign]
+    with pytest.raises(ttrpc.StatusError) as told:
+        await hosts.d.finalize(hosts.session, RESUME)
+    assert told.value.code is ttrpc.Code.FAILED_PRECONDITION
+    assert "an operator decides" in told.value.message
+    assert (await hosts.d.status()).session.cell == Cell.LOST.value
+    await hosts.d.migration.cancel(m.CancelRequest(session_id=hosts.session))
+    await hosts.d.migration.cleanup(m.CleanupRequest(session_id=hosts.session))
+    status = await hosts.d.shim.status(shim_pb2.StatusRequest(session_id=hosts.session))
+    assert (status.session.active, status.session.cell) == (False, Cell.LOST.value)
+    assert hosts.runners() == []

@@ -68,6 +68,8 @@ class Books:
         self._journal = journal
         self._file = file
         self._spoilt = False
+        self._given = 0
+        """Records given to the disk's thread."""
         self.session_key = key
         self.config = config
 
@@ -164,6 +166,7 @@ class Books:
             await self._reread()
         self._compact_if_due()
         at_bytes, data = self._journal.size_bytes, self._journal.append(*added)
+        self._given += 1
         try:
             await self._disk.run(lambda: self._write(data, at_bytes))
         except Unavailable:
@@ -175,6 +178,7 @@ class Books:
             return
         self._compact_if_due()
         at_bytes, data = self._journal.size_bytes, self._journal.append(added)
+        self._given += 1
         self._disk.soon(lambda: self._write(data, at_bytes, sync=False), self._spoil)
 
     def _write(self, data: bytes, at_bytes: int, *, sync: bool = True) -> None:
@@ -196,7 +200,12 @@ class Books:
                 self._file.truncate(found.valid_bytes)
             return Journal(found)
 
-        self._journal = await self._disk.run(read)
+        while True:
+            given = self._given
+            journal = await self._disk.run(read)
+            if self._given == given:
+                break  # Else something was appended after it was read.
+        self._journal = journal
         self._spoilt = False
 
     def _compact_if_due(self) -> None:

@@ -292,6 +292,8 @@ class Session:
         alive = self._vm_alive()
         if self.party.vm_alive and not alive and not isinstance(event, VmDied):
             await self._handle(VmDied("its process has ended"))
+            if isinstance(event, StartSucceeded | StartRefused):
+                return  # That was what came of the start.
         party, steps = handle(replace(self.party, vm_alive=alive), event)
         for outcome in await self._carry_out(party, steps):
             await self._handle(outcome)
