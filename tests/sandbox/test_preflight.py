@@ -94,6 +94,18 @@ def test_an_old_qemu_under_kvm_is_fit():
     assert destination_blockers(SANDBOX, shape, facts) == []
 
 
+def test_a_container_with_a_scratch_disk_is_named():
+    scratch = Device("disk3", "scsi-hd", "scsi0.0", "0:0:3", size_bytes=1 << 30)
+    shape = replace(SHAPE, devices=(*SHAPE.devices, scratch))
+    sandbox = replace(SANDBOX, containers=(Container("g1", "web", writable="disk3"),))
+    assert lines(source_blockers(sandbox, shape)) == [
+        "container.web: its changes are on a writable disk (disk3), whose content does not move; keep them in the guest's "
+        "memory: create the container without annotation io.sandshift.rootfs.writable, from a snapshotter that gives "
+        "read-only layers"
+    ]
+    assert source_blockers(sandbox, shape, mirrors_disks=True) == []
+
+
 def test_an_alias_for_a_machine_and_a_cpu_that_is_the_hosts_block():
     found = lines(
         source_blockers(SANDBOX, replace(SHAPE, machine_type="q35", accelerator="kvm", cpu_model="host"))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from sandshift.errors import Blocker
-from sandshift.sandbox.model import MIGRATION_ANNOTATION, Sandbox
+from sandshift.sandbox.model import MIGRATION_ANNOTATION, Container, Sandbox
 from sandshift.sandbox.shape import Device, MachineShape, is_card, is_disk, version_of
 
 TCG_VERSION_MIN: Final = (9, 0, 0)
@@ -112,8 +112,11 @@ def source_blockers(sandbox: Sandbox, shape: MachineShape, *, mirrors_disks: boo
                 "start the sandbox with a named model in vm.cpu_model, one that both hosts have",
             )
         )
+    scratch = {} if mirrors_disks else {one.writable: one for one in sandbox.containers if one.writable}
+    found += [_scratch_disk(one) for one in scratch.values()]
     for device in shape.devices:
-        found += _unmovable(device, mirrors_disks=mirrors_disks)
+        if device.id not in scratch:
+            found += _unmovable(device, mirrors_disks=mirrors_disks)
     return sorted([*found, *_too_many_streams(sandbox)])
 
 
@@ -166,6 +169,15 @@ def _unfit_qemu(version: str, accelerator: str, whose: str) -> Iterator[Blocker]
             f"{whose} QEMU {version} loses guest writes in a live migration under TCG",
             "install QEMU 9.0 or newer there (Debian 12: from bookworm-backports), or use KVM",
         )
+
+
+def _scratch_disk(container: Container) -> Blocker:
+    return Blocker(
+        f"container.{container.container_id}",
+        f"its changes are on a writable disk ({container.writable}), whose content does not move",
+        "keep them in the guest's memory: create the container without annotation io.sandshift.rootfs.writable, from a "
+        "snapshotter that gives read-only layers",
+    )
 
 
 def _unmovable(device: Device, *, mirrors_disks: bool) -> Iterator[Blocker]:

@@ -274,9 +274,7 @@ class Containers(Roster):
     async def _delete(self, container: LiveContainer) -> None:
         if not container.init.exited:
             await self._end_unstarted(container)
-        for process in container.processes():
-            if process.exited:
-                await process.drain()
+        await asyncio.gather(*(process.drain() for process in container.processes() if process.exited))
         if self._guest is not None:
             await self._forget_in_guest(container)
         self._all.pop(container.container_id, None)

@@ -37,7 +37,7 @@ async def source_blockers(sandbox: LiveSandbox) -> list[Blocker]:
                 "sandbox.state", f"its VM is {state.value}", "resume it first: only a running sandbox moves"
             )
         )
-    return found + preflight.source_blockers(sandbox.model, spec.shape)
+    return found + preflight.source_blockers(sandbox.frozen_model(), spec.shape)
 
 
 async def destination_blockers(

@@ -69,7 +69,7 @@ class Opening:
         if blockers:
             raise Blocked(f"sandbox {sandbox.sandbox_id} cannot move", blockers)
         assert sandbox.spec is not None, "a sandbox that may move has a VM"
-        require_room(sandbox.model, sandbox.spec.shape, sandbox.config.migration.limits)
+        require_room(sandbox.frozen_model(), sandbox.spec.shape, sandbox.config.migration.limits)
         state = self._saved_state(named, options)
         config = saved.encode(state)
         source = await self._begin(Source, named, options, state, config)
