@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sandshift.errors import Rejected
@@ -10,14 +11,13 @@ from sandshift.net import batch
 from sandshift.net.look import look
 from sandshift.net.plan import Plan, Tap, plan_taps, tap_name
 from sandshift.net.pod import Interface, plan_pod
+from sandshift.rootfs.packer import Packer
 from sandshift.shim.machines import HostMachines
 from sandshift.shim.parts import Parts
 from sandshift.vmm.qemu import QemuVmm
 from sandshift.vmm.standard import CARDS_MAX
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from sandshift.config import Config
     from sandshift.sandbox.model import NetworkCard
 
@@ -82,4 +82,5 @@ def real_parts(config: Config, namespace: str) -> Parts:
     )
     machines = HostMachines(config, vmm, HostTaps("", namespace), connect_guest)
     taps = HostTaps(config.network.bridge, namespace)
-    return Parts(vmm=vmm, taps=taps, machines=machines, connect_guest=connect_guest)
+    packer = Packer(Path(config.places.cache_dir))
+    return Parts(vmm=vmm, taps=taps, machines=machines, connect_guest=connect_guest, packer=packer)
