@@ -36,7 +36,7 @@ def parse_creation(request: sandbox_pb2.CreateSandboxRequest) -> Pod:
     Raises:
         Rejected: names the field.
     """
-    if request.options.Is(pod_pb2.PodSandboxConfig.DESCRIPTOR):
+    if _names(request.options, pod_pb2.PodSandboxConfig):
         return pod_of_cri(
             request.sandbox_id,
             _unpacked(request.options, pod_pb2.PodSandboxConfig()),
@@ -46,7 +46,7 @@ def parse_creation(request: sandbox_pb2.CreateSandboxRequest) -> Pod:
         )
     options = shim_pb2.SandboxOptions()
     if request.options.type_url:
-        if not request.options.Is(options.DESCRIPTOR):
+        if not _names(request.options, shim_pb2.SandboxOptions):
             raise Rejected(
                 f"options: type {shown(request.options.type_url)} is neither sandshift.v1.SandboxOptions nor "
                 "runtime.v1.PodSandboxConfig; leave options out for defaults"
@@ -79,9 +79,14 @@ def pod_of_options(request: sandbox_pb2.CreateSandboxRequest, options: shim_pb2.
     return Pod(model, wish, PodShare())
 
 
+def _names(options: Any, kind: type[Message]) -> bool:
+    """Whether it is of this kind. containerd's types stand there bare, without the "type.googleapis.com/" of protobuf's."""
+    return options.type_url.rpartition("/")[2] == kind.DESCRIPTOR.full_name
+
+
 def _unpacked(options: Any, message: M) -> M:
     try:
-        options.Unpack(message)
+        message.ParseFromString(options.value)
     except DecodeError as error:
         raise Rejected(f"options: cannot be read as {message.DESCRIPTOR.full_name}") from error
     return message

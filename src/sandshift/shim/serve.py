@@ -19,6 +19,7 @@ from sandshift.shim.arguments import Arguments
 from sandshift.shim.durable import make_folder, write_atomically
 from sandshift.shim.events import Publisher
 from sandshift.shim.identity import started_ticks_of
+from sandshift.shim.log import begin as log_begin
 from sandshift.shim.migration.desk import Desk
 from sandshift.shim.migration.opening import Opening
 from sandshift.shim.migration.restoring import restore_session
@@ -133,10 +134,7 @@ def serve_from_start(arguments: Arguments, descriptor: int) -> None:
 
 def serve(arguments: Arguments, config: Config, listener: socket.socket) -> None:
     """Run the shim to its end. Blocks."""
-    logging.basicConfig(
-        level=logging.DEBUG if arguments.debug else logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+    log_begin(debug=arguments.debug)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     places = Places.of(config, arguments.namespace, arguments.id)
     make_folder(places.run_dir)

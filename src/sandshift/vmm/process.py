@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from sandshift.errors import Rejected, Unavailable
+from sandshift.network_namespace import run_in_file
 
 PID_FILE: Final = "vm.pid"
 STDERR_FILE: Final = "vm.stderr"
@@ -112,8 +113,12 @@ class VmProcess:
         self.ended.set()
 
 
-def spawn(arguments: Sequence[str], run_dir: Path, *, inherited_fds: Sequence[int]) -> VmProcess:
-    """Start a VM process in a session of its own, in this thread's network namespace.
+def spawn(
+    arguments: Sequence[str], run_dir: Path, *, inherited_fds: Sequence[int], network_namespace: str = ""
+) -> VmProcess:
+    """Start a VM process in a session of its own, in a network namespace (its file; empty: this thread's).
+
+    A pod's tap lies in the pod's namespace, and QEMU opens it by name (docs/adr/0010-qemu-in-the-pods-namespace.md).
 
     It does not die with us, holds no descriptor of ours but those named, and has its standard error in `run_dir`.
     Blocks for the few milliseconds of fork and exec: a worker thread might be in another namespace.
@@ -124,13 +129,16 @@ def spawn(arguments: Sequence[str], run_dir: Path, *, inherited_fds: Sequence[in
     (run_dir / STDERR_FILE).unlink(missing_ok=True)
     with (run_dir / STDERR_FILE).open("ab") as stderr:
         try:
-            child = subprocess.Popen(
-                arguments,
-                stdin=subprocess.DEVNULL,
-                stdout=stderr,
-                stderr=stderr,
-                pass_fds=tuple(inherited_fds),
-                start_new_session=True,
+            child = run_in_file(
+                network_namespace,
+                lambda: subprocess.Popen(
+                    arguments,
+                    stdin=subprocess.DEVNULL,
+                    stdout=stderr,
+                    stderr=stderr,
+                    pass_fds=tuple(inherited_fds),
+                    start_new_session=True,
+                ),
             )
         except FileNotFoundError as error:
             raise Rejected(
