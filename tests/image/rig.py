@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from sandshift.guest.client import Guest
+from sandshift.guest.warmth import warm_up
 from sandshift.image import build
 from sandshift.image.store import GuestImage
 from sandshift.sandbox.shape import MachineShape
@@ -93,6 +94,7 @@ class Rig:
             guest = await Guest.connect(machine.agent_socket, reply_s=60)
             await machine.run_vcpus(LICENCE)
             await guest.info()
+            await warm_up(guest)
             await guest.close()
             await machine.save(path)
         finally:

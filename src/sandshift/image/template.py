@@ -26,6 +26,8 @@ from sandshift.sandbox.shape import MachineShape
 TEMPLATES_MAX: Final = 8
 TEMPLATES_BYTES_MAX: Final = 4 << 30
 MEMORY: Final = "memory"
+RECIPE: Final = 2
+"""Raised when something else is done to a guest before it is saved. 2: a container was made in it."""
 _LOCK_LOOK_S: Final = 0.05
 _KEY_CHARS: Final = 32
 
@@ -48,7 +50,7 @@ def without_identity(shape: MachineShape) -> MachineShape:
 
 def key_of(image: GuestImage, shape: MachineShape) -> str:
     """Names the template that fits: the same for the same image, machine and QEMU."""
-    described = {"image": image.id, "shape": asdict(without_identity(shape))}
+    described = {"recipe": RECIPE, "image": image.id, "shape": asdict(without_identity(shape))}
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:_KEY_CHARS]
 
 

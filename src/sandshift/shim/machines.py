@@ -123,6 +123,8 @@ class HostMachines:
 
     async def _save_template(self, shape: MachineShape, files: BootFiles, path: Path) -> None:
         """Boot a guest that is nobody's, wait for its agent, and save it. Nobody's: no uuid, MAC or secret of a sandbox."""
+        from sandshift.guest.warmth import warm_up  # noqa: PLC0415  (only who makes a template needs it)
+
         name = f"template-{secrets.token_hex(4)}"
         cards = tuple(NetworkCard(id=device.id) for device in shape.devices if is_card(device))
         taps = await self._taps.attach(name, cards)
@@ -142,6 +144,7 @@ class HostMachines:
                 guest = await self._connect_guest(machine.agent_socket, BOOT_S)
                 await machine.run_vcpus(licence_of(None))
                 await guest.info()
+                await warm_up(guest)
                 await guest.close()
                 await machine.save(path)
             finally:
