@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 
 from sandshift.errors import IllegalMove, Rejected, Unavailable
+from sandshift.vmm.command import drive
 from sandshift.vmm.machine import DiskSource, Machine, MachineSpec, TransferSettings
 from sandshift.vmm.qemu import QemuVmm
+from sandshift.vmm.standard import with_disk
 from tests.vmm import guest
 from tests.vmm.guest import Talk
 from tests.vmm.machine_suite import LICENCE, SECRET, MachineSuite, Pair, channel, extra_disk, until
@@ -105,6 +107,23 @@ class TestQemuMachine(MachineSuite):
             with pytest.raises(IllegalMove, match="refused to plug in disk disk9"):
                 await machine.attach_disk(replace(device, bus="nowhere.0"), source)
             await machine.attach_disk(device, source)
+        finally:
+            await machine.destroy()
+
+    async def test_a_disk_that_never_came_to_be_plugged_in_is_taken_out_without_a_word(
+        self, rig: QemuRig, tmp_path: Path
+    ) -> None:
+        """A shim that was killed between its books and QEMU's answer: the next one knows a disk that QEMU has half, or not."""
+        device, source = extra_disk(tmp_path)
+        half = replace(device, id="disk8", address="0:0:8")
+        machine = await rig.vmm.start(rig.spec("plugged"))
+        try:
+            await machine._control.do("open", "blockdev-add", drive(half, source.path))
+            for one in (device, half):
+                machine._spec = with_disk(machine._spec, one, DiskSource(one.id, source.path))
+                await machine.detach_disk(one.id)
+                await machine.attach_disk(one, DiskSource(one.id, source.path))
+                await machine.detach_disk(one.id)
         finally:
             await machine.destroy()
 

@@ -109,3 +109,11 @@ async def follow_again(sandbox: LiveSandbox) -> None:
         except SandshiftError as error:
             log.warning("sandbox %s: a process is not followed: %s", sandbox.sandbox_id, error)
     sandbox.processes.follow(sandbox.guest)
+
+
+async def drop_unused_disks(sandbox: LiveSandbox) -> None:
+    """Disks that an earlier shim plugged in for a container that it never wrote down. Before anybody is served."""
+    try:
+        await sandbox.disks.keep_only([container.guest_id for container in sandbox.containers.all()])
+    except SandshiftError as error:
+        log.warning("sandbox %s keeps a disk that nobody needs: %s", sandbox.sandbox_id, error)

@@ -141,6 +141,7 @@ class Roster:
                 self._all.pop(container.container_id, None)
                 await self._forget_in_guest(container)
                 await container.init.forget()
+                await self._sandbox.disks.release(container.guest_id)
         await self.save()
 
     def is_creating(self, container: LiveContainer) -> bool:

@@ -26,7 +26,7 @@ from sandshift.shim.migration.restoring import restore_session
 from sandshift.shim.migration.service import MigrationService
 from sandshift.shim.parts import Parts
 from sandshift.shim.places import Places
-from sandshift.shim.restore import follow_again, restore_sandbox
+from sandshift.shim.restore import drop_unused_disks, follow_again, restore_sandbox
 from sandshift.shim.sandbox import LiveSandbox
 from sandshift.shim.sandbox_service import SandboxService
 from sandshift.shim.shim_service import ShimService
@@ -106,6 +106,8 @@ class ShimServer:
         machine = self.sandbox.machine
         if machine is not None and await machine.run_state() is RunState.RUNNING:
             await follow_again(self.sandbox)
+            if active is None:
+                await drop_unused_disks(self.sandbox)
 
     async def run(self, listener: socket.socket) -> None:
         """Serve until ShutdownSandbox or a signal."""

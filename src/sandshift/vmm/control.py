@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -16,6 +17,9 @@ _STATES: Final[Mapping[str, RunState]] = {
     "restore-vm": RunState.INMIGRATE,
     "save-vm": RunState.PAUSED,
 }
+
+_NOT_THERE: Final = re.compile(r"Device '[^']*' not found|Failed to find node with node-name=")
+"""QEMU's words. Source: system/qdev-monitor.c, blockdev.c."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,16 @@ class Control:
             await self.qmp.execute(command, arguments)
         except QmpRefused as error:
             raise IllegalMove(f"sandbox {self.name}: QEMU refused to {doing}: {error.reason}") from error
+
+    async def do_if_there(self, doing: str, command: str, arguments: Mapping[str, object]) -> bool:
+        """As `do`, of a thing that may be gone already: False if QEMU has no such device or node."""
+        try:
+            await self.qmp.execute(command, arguments)
+        except QmpRefused as error:
+            if _NOT_THERE.search(error.reason):
+                return False
+            raise IllegalMove(f"sandbox {self.name}: QEMU refused to {doing}: {error.reason}") from error
+        return True
 
     async def give_fd(self, name: str, fd: int) -> None:
         """Let QEMU have a duplicate of `fd` under `name`, in place of what it has there."""

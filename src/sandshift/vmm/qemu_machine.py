@@ -214,13 +214,14 @@ class QemuMachine:
             return
         listener = self.events()
         try:
-            await self._control.do(f"take out disk {device_id}", "device_del", {"id": device_id})
-            await self._deleted(listener, device_id)
+            # A shim that was killed may have left one that is half in or half out.
+            if await self._control.do_if_there(f"take out disk {device_id}", "device_del", {"id": device_id}):
+                await self._deleted(listener, device_id)
         finally:
             listener.close()
         self._spec = without_disk(self._spec, device_id)
         node = {"node-name": command.node_name(device_id)}
-        await self._control.do(f"close disk {device_id}", "blockdev-del", node)
+        await self._control.do_if_there(f"close disk {device_id}", "blockdev-del", node)
 
     async def memory_digest(self) -> bytes:
         name = self._spec.name
