@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Mapping
@@ -66,6 +67,19 @@ class House:
     @property
     def event_sockets(self) -> Mapping[Side, str]:
         return {side: str(self._folder / f"{side.name.lower()}-events.sock") for side in Side}
+
+    @property
+    def bundle(self) -> str:
+        folder = self._folder / "bundle"
+        if not folder.exists():
+            (folder / "rootfs").mkdir(parents=True)
+            config = {
+                "ociVersion": "1.1.0",
+                "process": {"args": ["flood"], "cwd": "/"},
+                "root": {"path": "rootfs"},
+            }
+            (folder / "config.json").write_text(json.dumps(config))
+        return str(folder)
 
     async def reset(self) -> bool:
         await self._fresh({})

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import json
 import os
 import socket
 import uuid
@@ -50,16 +51,28 @@ SO_COOKIE = 57
 
 
 class FakePacker:
-    """Packs nothing: what is mounted from one place has one content, on every host."""
+    """Packs nothing: what is mounted from one place has one content, on every host, and a folder with the same names too."""
 
     async def plan(
         self, mounts: Sequence[Mount], bundle: Path, *, scratch_file: Path | None = None
     ) -> RootfsPlan:
+        if not mounts:
+            return RootfsPlan(layers=_root_of(bundle))
         return RootfsPlan(layers=tuple([await self.pack_folder(Path(mount.source)) for mount in mounts]))
 
     async def pack_folder(self, path: Path) -> DiskFile:
         digest = "sha256:" + hashlib.sha256(path.name.encode()).hexdigest()
         return DiskFile(path, EROFS, 4096, digest, read_only=True)
+
+
+def _root_of(bundle: Path) -> tuple[DiskFile, ...]:
+    """The folder that a bundle names, if it is there."""
+    root = bundle / json.loads((bundle / "config.json").read_text())["root"]["path"]
+    if not root.is_dir():
+        return ()
+    names = "/".join(sorted(path.name for path in root.iterdir()))
+    digest = "sha256:" + hashlib.sha256(names.encode()).hexdigest()
+    return (DiskFile(root, EROFS, 4096, digest, read_only=True),)
 
 
 class FakeTaps:

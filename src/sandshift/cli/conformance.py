@@ -66,6 +66,12 @@ def _limits(
 )
 @click.option("--destination-events", default="", metavar="PATH", help="Where the destination's does.")
 @click.option(
+    "--bundle",
+    default="",
+    metavar="PATH",
+    help="Bundle of a container that writes numbered lines of eight digits until it is killed.",
+)
+@click.option(
     "--limit",
     "limits",
     multiple=True,
@@ -90,6 +96,7 @@ def conformance(
     pin: str,
     source_events: str,
     destination_events: str,
+    bundle: str,
     limits: dict[str, float],
     only: str,
     list_only: bool,
@@ -113,7 +120,7 @@ def conformance(
         )
         return
     events = {Side.SOURCE: source_events, Side.DESTINATION: destination_events}
-    target = Sockets(source, destination, reset, restart, guest, silence, pin, limits, events)
+    target = Sockets(source, destination, reset, restart, guest, silence, pin, limits, events, bundle)
     result = run_async(Suite(target).run(cases, lambda verdict: frame.emit_text(str(verdict))))
     frame.emit(result.document(), str(result))
     if result.count(FAILED):

@@ -87,9 +87,13 @@ class Scene:
     async def pinned(self) -> None:
         """From now on with fresh shims, whose sandbox must not move."""
         await self.target.pin()
-        self._spoilt = True
+        self.spoil()
         for side in Side:
             await self.reconnect(side)
+
+    def spoil(self) -> None:
+        """The shims are not what they were: the next case needs fresh ones."""
+        self._spoilt = True
 
     def begin(self, work: Coroutine[Any, Any, Answer]) -> asyncio.Task[Answer]:
         """A call that goes on beside the case."""

@@ -66,6 +66,13 @@ class Target(Protocol):
         """
         ...
 
+    @property
+    def bundle(self) -> str:
+        """A folder of this host with an OCI config.json, and the root file system that it names beside it: of a container that
+        writes numbered lines of eight digits to its stdout until it is killed. Both shims can read it. Empty: there is none.
+        """
+        ...
+
     async def pin(self) -> None:
         """Fresh shims, and the source's sandbox has the annotation `io.microsoft.migration.support-enabled` = "false". Raises
         Skipped if this target cannot.
@@ -89,6 +96,7 @@ class Sockets:
     pin_command: str = ""
     limits: Mapping[str, float] = field(default_factory=dict)
     event_sockets: Mapping[Side, str] = field(default_factory=dict)
+    bundle: str = ""
 
     @property
     def addresses(self) -> Mapping[Side, str]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
+import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any, Final
 
 import ttrpc
-from sandshift.conformance.answers import Answer, ask
+from sandshift.conformance.answers import Answer, Broken, ask
 from sandshift.wire.containerd import task_pb2 as pb
 from sandshift.wire.containerd import task_ttrpc
 
@@ -19,6 +23,8 @@ SIGKILL: Final = 9
 RUNNING: Final = 2
 STOPPED: Final = 3
 """Of containerd's Status."""
+OUTPUT_S: Final = 20.0
+PIECE_BYTES: Final = 1 << 16
 
 
 class Tasks:
@@ -84,17 +90,32 @@ class Bundles:
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="conformance-bundles-")
         self._count = 0
+        self._fifos: list[Fifo] = []
 
-    def make(self, annotations: dict[str, str]) -> Path:
+    def make(self, annotations: dict[str, str], model: str = "") -> Path:
+        """`model`: a bundle whose config.json and root file system this one has too."""
         self._count += 1
         folder = Path(self._folder.name) / str(self._count)
         folder.mkdir()
-        config = {
+        config: dict[str, Any] = {
             "ociVersion": "1.1.0",
             "process": {"args": ["true"], "cwd": "/"},
             "root": {"path": "rootfs"},
-            "annotations": annotations,
         }
+        if model:
+            config = json.loads((Path(model) / "config.json").read_text())
+            config["root"]["path"] = str(Path(model, config["root"]["path"]))
+        config["annotations"] = {**config.get("annotations", {}), **annotations}
+        (folder / "config.json").write_text(json.dumps(config))
+        return folder
+
+    def make_other(self, model: str, annotations: dict[str, str]) -> Path:
+        """As `model`, with another file in its root file system."""
+        folder = self.make(annotations, model)
+        config = json.loads((folder / "config.json").read_text())
+        shutil.copytree(config["root"]["path"], folder / "rootfs", symlinks=True)
+        (folder / "rootfs" / "another").write_text("another")
+        config["root"]["path"] = str(folder / "rootfs")
         (folder / "config.json").write_text(json.dumps(config))
         return folder
 
@@ -102,5 +123,46 @@ class Bundles:
         """For a Task.Create that patches a container of the source."""
         return self.make({SOURCE_CONTAINER: source_id})
 
+    def fifo(self, bundle: Path) -> Fifo:
+        """The stdout of the container of a bundle, which is read from now on."""
+        self._fifos.append(Fifo(bundle / "stdout"))
+        return self._fifos[-1]
+
     def close(self) -> None:
+        for fifo in self._fifos:
+            fifo.close()
         self._folder.cleanup()
+
+
+class Fifo:
+    """Where a container's output goes, and all that came."""
+
+    def __init__(self, path: Path) -> None:
+        os.mkfifo(path)
+        self.path = str(path)
+        self.data = bytearray()
+        self._fd = os.open(path, os.O_RDWR | os.O_NONBLOCK)
+        """For writing too: so it never seems to end when a shim does."""
+        self._came = asyncio.Event()
+        asyncio.get_running_loop().add_reader(self._fd, self._read)
+
+    def _read(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self.data += os.read(self._fd, PIECE_BYTES)
+            self._came.set()
+
+    async def until(self, size_bytes: int) -> bytes:
+        """All that came, once it is so much. Raises Broken if it does not come."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(OUTPUT_S):
+                while len(self.data) < size_bytes:
+                    self._came.clear()
+                    await self._came.wait()
+                return bytes(self.data)
+        raise Broken(f"{len(self.data)} bytes of output came within {OUTPUT_S:g} s, not {size_bytes}")
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            asyncio.get_running_loop().remove_reader(self._fd)
+            os.close(self._fd)
+            self._fd = -1
