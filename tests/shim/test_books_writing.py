@@ -16,7 +16,7 @@ from sandshift.session.statement import Cell, key_id
 from sandshift.session.states import Side, State
 from sandshift.shim import durable
 from sandshift.shim.durable import Disk
-from sandshift.shim.migration.books import Books
+from sandshift.shim.migration.books import MISSED_MAX, Books
 from sandshift.shim.places import Places
 
 KEY = bytes(32)
@@ -128,3 +128,68 @@ async def test_what_is_told_while_the_journal_is_read_again_is_in_it_and_the_nex
     found = on_disk(places)
     assert found.state.right_record == RELEASED
     assert [entry.message_id for entry in found.state.entries] == [1]
+
+
+class Full:
+    """os.write on a disk that has no room until it is given some."""
+
+    full = True
+
+    def __call__(self, descriptor, data):
+        if self.full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return WRITE(descriptor, data)
+
+
+def phase(number, which):
+    return Entry(number, Told(which, PhaseState.SUCCESS), 5, 4)
+
+
+async def test_what_was_told_while_the_disk_was_full_is_written_with_the_next_record(
+    places, disk, monkeypatch, caplog
+):
+    books = await opened(places, disk)
+    books.write_entry(phase(1, Phase.SETUP_DONE))
+    await books.note("before", b"1")
+    write = Full()
+    monkeypatch.setattr(durable.os, "write", write)
+    books.write_entry(phase(2, Phase.BLACKOUT_STARTED))
+    with pytest.raises(Unavailable):
+        await books.note("refused", b"never")
+    books.note_soon("during", b"2")
+    books.streams_at({("job", 1): 7})
+    books.write_entry(phase(3, Phase.OFFLINE_DONE))
+    assert [entry.message_id for entry in on_disk(places).state.entries] == [1]
+    assert caplog.text.count("what is told meanwhile is written later") == 1
+    write.full = False
+    books.write_entry(phase(4, Phase.DONE))
+    await books.write_records([RELEASED])
+    found = on_disk(places)
+    assert [entry.message_id for entry in found.state.entries] == [1, 2, 3, 4]
+    assert dict(found.state.notes) == {"before": b"1", "during": b"2"}
+    assert found.state.streams is not None
+    assert found.state.streams.offsets == (("job", 1, 7),)
+    assert (found.state.right_record, found.torn_bytes) == (RELEASED, 0)
+    books.write_entry(phase(5, Phase.RECOVERY_DONE))
+    await books.note("after", b"3")
+    assert [entry.message_id for entry in on_disk(places).state.entries] == [1, 2, 3, 4, 5]
+
+
+async def test_a_disk_that_stays_full_costs_progress_and_no_phase(places, disk, monkeypatch):
+    books = await opened(places, disk)
+    books.write_entry(phase(1, Phase.SETUP_DONE))
+    await books.note("before", b"1")
+    write = Full()
+    monkeypatch.setattr(durable.os, "write", write)
+    for number in range(2, 1000):
+        books.write_entry(progress(number))
+    books.write_entry(phase(1000, Phase.DONE))
+    for _ in range(3):
+        with pytest.raises(Unavailable):
+            await books.note("refused", b"never")
+    assert len(books._missed._records) == MISSED_MAX
+    write.full = False
+    await books.write_records([RELEASED])
+    told = on_disk(places).state.entries
+    assert (told[0].message_id, told[-2].message_id, told[-1].message_id) == (1, 999, 1000)
+    assert told[-1].told.phase is Phase.DONE

@@ -12,8 +12,10 @@ import pytest
 import ttrpc
 from sandshift.errors import Unavailable
 from sandshift.sandbox.model import Process
+from sandshift.session import journal as journals
 from sandshift.session.right_model import Record
 from sandshift.session.statement import Cell
+from sandshift.session.states import State
 from sandshift.shim.migration.books import CHANNEL_NOTE
 from sandshift.shim.migration.destination import Destination
 from sandshift.shim.migration.source import Source
@@ -321,3 +323,45 @@ async def test_a_vm_that_dies_as_it_starts_the_guest_is_lost_and_its_session_can
     status = await hosts.d.shim.status(shim_pb2.StatusRequest(session_id=hosts.session))
     assert (status.session.active, status.session.cell) == (False, Cell.LOST.value)
     assert hosts.runners() == []
+
+
+@pytest.mark.parametrize("side", ["source", "destination"])
+async def test_that_there_is_a_channel_and_which_one_are_on_disk_together(hosts: TwoHosts, side: str) -> None:
+    """A shim killed right after the record of its socket finds the channel all the same."""
+    await hosts.prepare()
+    host = getattr(hosts, side)
+    active = source_of(hosts) if side == "source" else destination_of(hosts)
+    write, seen = active.books.write_records, []
+
+    async def look_at_the_disk(records: list[Record]) -> None:
+        await write(records)
+        if records[-1].state is State.SOCKET_READY:
+            seen.append(journals.replay(host.places.journal_file.read_bytes()).state)
+
+    active.books.write_records = look_at_the_disk  # type: ignore[method-assign]
+    await hosts.connect()
+    assert [CHANNEL_NOTE in state.notes for state in seen] == [True]
+
+
+async def test_a_note_of_a_channel_that_was_not_taken_after_all_is_not_followed(hosts: TwoHosts) -> None:
+    await hosts.prepare()
+    active = source_of(hosts)
+    write = active.books.write_records
+
+    async def full(records: list[Record]) -> None:
+        raise Unavailable("the disk is full")
+
+    active.books.write_records = full  # type: ignore[method-assign]
+    ends = channel()
+    with ends[0], ends[1]:
+        with pytest.raises(ttrpc.StatusError, match="the disk is full"):
+            await hosts.s.give_socket(hosts.session, ends[0])
+        active.books.write_records = write  # type: ignore[method-assign]
+        await active.books.note("after", b"1")
+        await begin_again(hosts, hosts.source)
+        assert CHANNEL_NOTE in source_of(hosts).books.state.notes
+        assert source_of(hosts).session.channel is None
+        await hosts.give_both(*ends)
+    await hosts.transfer()
+    await hosts.d.finalize(hosts.session, RESUME)
+    assert hosts.runners() == ["destination"]

@@ -187,7 +187,7 @@ class LiveSandbox:
 
     async def prepare_incoming(self, model: Sandbox, shape: MachineShape) -> Machine:
         """Make the stopped VM that waits for the memory, and be connected to its agent before it runs."""
-        self.processes.forget_output()
+        await self.disk.run(self.processes.forget_output)
         boot = await self.booter.prepare_incoming(
             model, shape, self.disks.sources(), network_namespace=self.wish.network_namespace
         )

@@ -9,8 +9,11 @@ STATE_DIR/reports/NAME.json       report
 
 from __future__ import annotations
 
+import itertools
 import logging
 import struct
+import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -57,6 +60,41 @@ STATEMENT_KEPT_S: Final = 30 * 24 * 3600.0
 REPORTS_KEPT_MAX: Final = 1000
 
 
+MISSED_MAX: Final = 256
+"""Records that wait for a disk that takes nothing; beyond it progress goes, the oldest first. The record keeps less of it."""
+
+
+class Missed:
+    """Records that did not reach the disk and were not waited for, in the order in which they were given.
+
+    Used by the event loop and by the disk's thread.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._numbers = itertools.count()
+        self._expendable: set[int] = set()
+        self._records: dict[int, JournalRecord] = {}
+
+    def number(self, *, expendable: bool) -> int:
+        number = next(self._numbers)
+        if expendable:
+            self._expendable.add(number)
+        return number
+
+    def take(self) -> dict[int, JournalRecord]:
+        with self._lock:
+            taken, self._records = self._records, {}
+        return dict(sorted(taken.items()))
+
+    def put_back(self, records: Mapping[int, JournalRecord]) -> None:
+        with self._lock:
+            self._records.update(records)
+            excess = len(self._records) - MISSED_MAX
+            for number in sorted(self._expendable.intersection(self._records))[: max(0, excess)]:
+                del self._records[number]
+
+
 class Books:
     """The books of one session. Writes go through the shim's disk thread, in the order of the calls."""
 
@@ -70,6 +108,7 @@ class Books:
         self._spoilt = False
         self._given = 0
         """Records given to the disk's thread."""
+        self._missed = Missed()
         self.session_key = key
         self.config = config
 
@@ -152,7 +191,7 @@ class Books:
         )
 
     def write_entry(self, entry: Entry) -> None:
-        self._append_soon(told(entry, self._journal.state.side))
+        self._append_soon(told(entry, self._journal.state.side), expendable=entry.progress is not None)
 
     async def last_record(self) -> RightRecord:
         """The newest right record, from the disk."""
@@ -165,21 +204,33 @@ class Books:
         if self._spoilt:
             await self._reread()
         self._compact_if_due()
-        at_bytes, data = self._journal.size_bytes, self._journal.append(*added)
+        missed = self._missed.take()
+        at_bytes = self._journal.size_bytes
+        data = self._journal.append(*missed.values(), *added)
         self._given += 1
         try:
             await self._disk.run(lambda: self._write(data, at_bytes))
         except Unavailable:
+            self._missed.put_back(missed)
             self._spoilt = True
             raise
 
-    def _append_soon(self, added: JournalRecord) -> None:
+    def _append_soon(self, added: JournalRecord, *, expendable: bool = False) -> None:
+        """What the disk does not take now goes before the next record that it does take."""
+        number = self._missed.number(expendable=expendable)
         if self._spoilt:
+            self._missed.put_back({number: added})
             return
         self._compact_if_due()
-        at_bytes, data = self._journal.size_bytes, self._journal.append(added)
+        batch = {**self._missed.take(), number: added}
+        at_bytes, data = self._journal.size_bytes, self._journal.append(*batch.values())
+
+        def spoil(error: BaseException) -> None:
+            self._missed.put_back(batch)
+            self._spoil(error)
+
         self._given += 1
-        self._disk.soon(lambda: self._write(data, at_bytes, sync=False), self._spoil)
+        self._disk.soon(lambda: self._write(data, at_bytes, sync=False), spoil)
 
     def _write(self, data: bytes, at_bytes: int, *, sync: bool = True) -> None:
         """On the disk's thread. A record is good only at its own place, so none is written after one that failed."""
@@ -190,7 +241,8 @@ class Books:
         self._file.append(data, sync=sync)
 
     def _spoil(self, error: BaseException) -> None:
-        log.error("%s: %s", self._places.journal_file, error)
+        if not self._spoilt:
+            log.error("%s: %s; what is told meanwhile is written later", self._places.journal_file, error)
         self._spoilt = True
 
     async def _reread(self) -> None:

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from google.protobuf.any_pb2 import Any as AnyMessage
 
@@ -45,6 +45,14 @@ if TYPE_CHECKING:
     from sandshift.shim.sandbox import LiveSandbox
 
 log = logging.getLogger(__name__)
+
+WITHOUT_CHANNEL: Final = (
+    State.SOURCE_EXPORTED,
+    State.DESTINATION_IMPORTED,
+    State.DESTINATION_PREPARED,
+    State.SOCKET_WAITING,
+)
+"""In these a note of a channel is of one that was not taken after all."""
 
 
 async def restore_session(sandbox: LiveSandbox) -> Source | Destination | None:
@@ -119,20 +127,14 @@ def _take_notes(active: Source | Destination) -> None:
         active.session.transfer.done.set_result(error)
     if OUTCOME_NOTE in notes:
         active.outcome = Outcome(notes[OUTCOME_NOTE].decode())
-    active.session.transfer.started = active.session.state not in (
-        State.SOURCE_EXPORTED,
-        State.DESTINATION_IMPORTED,
-        State.DESTINATION_PREPARED,
-        State.SOCKET_WAITING,
-        State.SOCKET_READY,
-    )
+    active.session.transfer.started = active.session.state not in (*WITHOUT_CHANNEL, State.SOCKET_READY)
 
 
 async def _take_channel_back(active: Source | Destination) -> None:
     """QEMU holds a copy of the channel under a name; it is known by its cookie."""
     machine = active.sandbox.machine
     cookie = active.books.state.notes.get(CHANNEL_NOTE)
-    if machine is None or cookie is None:
+    if machine is None or cookie is None or active.session.state in WITHOUT_CHANNEL:
         return
     copy = await asyncio.to_thread(find_socket, machine.channel_keeper_pid, NUMBER.unpack(cookie)[0])
     if copy is None:

@@ -125,12 +125,13 @@ class SessionSide(ABC):
             machine = self.sandbox.machine
             if machine is not None:
                 await machine.keep_channel(copy)
+            # Before the record, and on disk with it: a later shim finds the channel by it.
+            self.books.note_soon(CHANNEL_NOTE, NUMBER.pack(descriptor.cookie))
             await self.session.feed(Moved(Event.SOCKET_GIVEN))
         except BaseException:
             close_quietly(copy)
             raise
         self.session.channel = Channel(copy)
-        self.books.note_soon(CHANNEL_NOTE, NUMBER.pack(descriptor.cookie))
         self.socket_given.set()
 
     def head_was_seen(self) -> None:

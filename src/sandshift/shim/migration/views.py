@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from sandshift.session import statement
 from sandshift.session.ids import SessionId, session_id
-from sandshift.session.states import Side, State
+from sandshift.session.statement import Cell
+from sandshift.session.states import Action, Side, State
 from sandshift.shim.migration import books
 from sandshift.shim.migration.destination import Destination
 from sandshift.wire.sandshift import shim_pb2, state_pb2
@@ -15,6 +16,15 @@ from sandshift.wire.sandshift import shim_pb2, state_pb2
 if TYPE_CHECKING:
     from sandshift.shim.migration.desk import Desk
     from sandshift.shim.migration.session import Session
+
+
+_ENDED_BY: Final = {
+    Cell.KEPT: Action.RESUME,
+    Cell.GONE: Action.STOP,
+    Cell.RUNNING: Action.RESUME,
+    Cell.REFUSED: Action.STOP,
+}
+"""What a session was finalized with: its last cell says so, where only its last statement is left."""
 
 
 async def session_status(desk: Desk, wanted: str) -> shim_pb2.SessionStatus | None:
@@ -26,7 +36,7 @@ async def session_status(desk: Desk, wanted: str) -> shim_pb2.SessionStatus | No
         if isinstance(active, Destination):
             status.pending_containers.extend(active.patching.pending)
         return status
-    if not wanted:
+    if wanted in ("", desk.last.standing.session_id) and desk.active is None:
         return _of_last(desk)
     places = desk.sandbox.places
     kept = await asyncio.to_thread(books.kept_statements, places, session_id(wanted))
@@ -71,6 +81,7 @@ def _of_statement(named: SessionId, kept: bytes) -> shim_pb2.SessionStatus:
         state=State.IDLE.value,
         cell=state_pb2.Cell.ValueType(said.cell.value),
         receipt=kept,
+        action=_ENDED_BY[said.cell].word if said.cell in _ENDED_BY else "",
         failure=said.reason,
     )
 
