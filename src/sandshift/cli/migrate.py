@@ -12,6 +12,7 @@ import click
 from sandshift.cli.exits import EXIT_FAILED, EXIT_UNDECIDED
 from sandshift.cli.frame import (
     Frame,
+    checked_name,
     existing_file,
     framed,
     one_line,
@@ -65,6 +66,14 @@ _SESSION_BYTES: Final = 4
     help="How long its containers may take to be created at the destination, by whoever makes containers there.",
 )
 @click.option(
+    "--as",
+    "destination_id",
+    default="",
+    metavar="ID",
+    callback=lambda _context, _parameter, value: value and checked_name("--as", value),
+    help="The sandbox on the other host that waits for it, made there by containerd [default: one is made for the move].",
+)
+@click.option(
     "--keep-shim", is_flag=True, help="Leave the source's shim running afterwards: containerd owns it."
 )
 @migration_options
@@ -79,6 +88,7 @@ def migrate(
     deadline_s: float | None,
     containers_wait_s: float,
     keep_shim: bool,
+    destination_id: str,
     **flags: Any,
 ) -> None:
     """Move SANDBOX to the host of --to while it runs.
@@ -100,6 +110,7 @@ def migrate(
         deadline_s=deadline_s,
         close_source=not keep_shim,
         containers_wait_s=containers_wait_s,
+        destination_id=destination_id,
     )
     if check:
         _check(frame, migration)

@@ -72,13 +72,13 @@ class Calls:
         """Connect to a shim that must be there. Raises NotFound, Unavailable."""
         migration = self._migration
         await self._replace(
-            side, await connect(migration.host(side), migration.namespace, migration.sandbox_id)
+            side, await connect(migration.host(side), migration.namespace, migration.id_on(side))
         )
 
     async def revive(self, side: Side) -> None:
         """Connect anew; a shim that died is started again on its state directory."""
         migration = self._migration
-        shim = await connect_or_revive(migration.host(side), migration.namespace, migration.sandbox_id)
+        shim = await connect_or_revive(migration.host(side), migration.namespace, migration.id_on(side))
         await self._replace(side, shim)
 
     async def make(self, step: Step, *, receipt: bytes = b"") -> None:
@@ -158,7 +158,7 @@ class Calls:
     def _import_request(self) -> messages_pb2.ImportSandboxRequest:
         return messages_pb2.ImportSandboxRequest(
             session_id=self._migration.session_id,
-            sandbox_id_or_config=self._migration.sandbox_id.encode(),
+            sandbox_id_or_config=self._migration.id_on(Side.DESTINATION).encode(),
             config=self._config,
         )
 
@@ -225,6 +225,8 @@ class Calls:
     async def _open_destination(self) -> None:
         """Start the destination's shim and make the sandbox that may only receive. A failure leaves no shim of ours."""
         migration = self._migration
+        if migration.destination_id:
+            return await self._find_destination()
         host, namespace, sandbox_id = migration.destination, migration.namespace, migration.sandbox_id
         await refuse_if_taken(host, namespace, sandbox_id, awaiting_is_free=True)
         await start_shim(host, namespace, sandbox_id)
@@ -241,6 +243,17 @@ class Calls:
             await self._close_shim(Side.DESTINATION)
             raise
 
+    async def _find_destination(self) -> None:
+        """Connect to the sandbox that waits at the destination. Raises IllegalMove if it does not wait."""
+        migration = self._migration
+        await self.connect(Side.DESTINATION)
+        status = await self.shim(Side.DESTINATION).status()
+        if status.life != "awaiting":
+            raise IllegalMove(
+                f"sandbox {migration.destination_id} on host {migration.destination.name} is {status.life or 'of an older release'}: "
+                f"make one that waits, with the annotation {DESTINATION_ANNOTATION}=true"
+            )
+
     async def _report(self, side: Side) -> None:
         shim = self.shim(side)
         request = shim_pb2.ReportRequest(session_id=self._migration.session_id)
@@ -255,6 +268,8 @@ class Calls:
 
         Raises IllegalMove if it has a VM or a session after all: such a shim is never ended from here.
         """
+        if side is Side.DESTINATION and self._migration.destination_id:
+            return  # Its owner ends it.
         try:
             shim = await self._connected(side)
             status = await shim.status()
@@ -263,13 +278,13 @@ class Calls:
         except Unavailable:
             # It died. What it left is removed, save for a session: that is brought back.
             host, migration = self._migration.host(side), self._migration
-            await delete_shim(host, migration.namespace, migration.sandbox_id)
+            await delete_shim(host, migration.namespace, migration.id_on(side))
             return
         if status.session.active or status.vm_state not in EMPTY_STATES:
             raise IllegalMove(
                 f"{self._migration.where(side)}, has a VM ({status.vm_state}) and is left as it is"
             )
-        request = sandbox_pb2.ShutdownSandboxRequest(sandbox_id=self._migration.sandbox_id)
+        request = sandbox_pb2.ShutdownSandboxRequest(sandbox_id=self._migration.id_on(side))
         with contextlib.suppress(Unavailable):
             await shim.said(shim.sandbox.shutdown_sandbox(request, timeout_s=BOUNDS_S[Call.CLOSE]))
         await shim.close()

@@ -7,13 +7,14 @@ destination looks at the description; and the two hosts are really connected onc
 from __future__ import annotations
 
 import contextlib
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Final
 
 from sandshift.errors import AlreadyThere, Blocker, SandshiftError
 from sandshift.fleet.channel import make_channel
 from sandshift.fleet.request import Migration
-from sandshift.fleet.shim_client import connect
+from sandshift.fleet.shim_client import Shim, connect
 from sandshift.fleet.visitor import visitor
 from sandshift.session.options import to_proto
 from sandshift.session.states import Side
@@ -77,8 +78,8 @@ async def preflight(migration: Migration) -> Check:
     warnings = list(answer.warnings)
     request.description = answer.description
     try:
-        place = (migration.destination, migration.namespace, migration.sandbox_id)
-        async with visitor(*place) as destination:
+        place = (migration.destination, migration.namespace, migration.id_on(Side.DESTINATION))
+        async with _waiting(migration) if migration.destination_id else visitor(*place) as destination:
             answer = await destination.said(destination.shim.preflight(request, timeout_s=PREFLIGHT_S))
             found += _blockers(Side.DESTINATION, answer)
             warnings += answer.warnings
@@ -86,6 +87,14 @@ async def preflight(migration: Migration) -> Check:
         found.append(Found(Side.DESTINATION, _no_shim(error, migration)))
     found += await _channel_blockers(migration)
     return Check(tuple(found), tuple(dict.fromkeys(warnings)))
+
+
+@contextlib.asynccontextmanager
+async def _waiting(migration: Migration) -> AsyncIterator[Shim]:
+    """The sandbox that somebody else made at the destination."""
+    shim = await connect(migration.destination, migration.namespace, migration.destination_id)
+    async with contextlib.aclosing(shim):
+        yield shim
 
 
 async def _channel_blockers(migration: Migration) -> list[Found]:

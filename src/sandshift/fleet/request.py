@@ -29,6 +29,14 @@ class Migration:
     containers_wait_s: float = 120.0
     """How long the sandbox's containers may take to be created at the destination, by whoever makes containers there."""
 
+    destination_id: str = ""
+    """The sandbox at the destination that waits for it, which somebody else made and owns (containerd, with the
+    annotation io.sandshift.migration.destination). Empty: one of the same id is made for the move."""
+
+    def id_on(self, side: Side) -> str:
+        """What the sandbox is called there."""
+        return (self.destination_id or self.sandbox_id) if side is Side.DESTINATION else self.sandbox_id
+
     def host(self, side: Side) -> Host:
         return self.source if side is Side.SOURCE else self.destination
 

@@ -30,8 +30,9 @@ async def migrate_or_resume(
         sandbox. Unavailable: nobody knows the session, and the source does not answer.
     """
     migration.check()
-    place = (migration.namespace, migration.sandbox_id)
-    was_there = {side: migration.host(side).has_shim(*place) for side in Side}
+    was_there = {
+        side: migration.host(side).has_shim(migration.namespace, migration.id_on(side)) for side in Side
+    }
     calls = Calls(migration)
     try:
         try:

@@ -44,6 +44,7 @@ class ShimService(shim_ttrpc.ShimService):
             processes=self._processes(),
             started_from=sandbox.started_from,
             moved_to=sandbox.moved_to,
+            life=sandbox.life.value,
         )
         if sandbox.created_at_ns:
             response.created_at.CopyFrom(stamp_ns(sandbox.created_at_ns))

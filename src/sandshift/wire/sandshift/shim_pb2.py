@@ -27,7 +27,7 @@ from sandshift.wire.migration import options_pb2 as sandshift_dot_wire_dot_migra
 from sandshift.wire.sandshift import state_pb2 as sandshift_dot_wire_dot_sandshift_dot_state__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#sandshift/wire/sandshift/shim.proto\x12\x0csandshift.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a&sandshift/wire/migration/options.proto\x1a$sandshift/wire/sandshift/state.proto\"#\n\rStatusRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"\x9a\x03\n\x0eStatusResponse\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\x12\x10\n\x08vm_state\x18\x02 \x01(\t\x12\x10\n\x08shim_pid\x18\x03 \x01(\x05\x12\x10\n\x08qemu_pid\x18\x04 \x01(\x05\x12\x14\n\x0cqemu_version\x18\x05 \x01(\t\x12\x13\n\x0b\x61\x63\x63\x65lerator\x18\x06 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x07 \x01(\x04\x12\x0f\n\x07\x62oot_id\x18\x08 \x01(\t\x12.\n\ncreated_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x36\n\rnetwork_cards\x18\n \x03(\x0b\x32\x1f.sandshift.state.v1.NetworkCard\x12.\n\tprocesses\x18\x0b \x03(\x0b\x32\x1b.sandshift.v1.ProcessStatus\x12,\n\x07session\x18\x0c \x01(\x0b\x32\x1b.sandshift.v1.SessionStatus\x12\x14\n\x0cstarted_from\x18\r \x01(\t\x12\x10\n\x08moved_to\x18\x0e \x01(\t\"a\n\rProcessStatus\x12\x12\n\nprocess_id\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\x05\x12\x0c\n\x04\x61rgs\x18\x03 \x03(\t\x12\x0e\n\x06\x65xited\x18\x04 \x01(\x08\x12\x11\n\texit_code\x18\x05 \x01(\x05\"\xf0\x01\n\rSessionStatus\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12&\n\x04side\x18\x02 \x01(\x0e\x32\x18.sandshift.state.v1.Side\x12\r\n\x05state\x18\x03 \x01(\t\x12&\n\x04\x63\x65ll\x18\x04 \x01(\x0e\x32\x18.sandshift.state.v1.Cell\x12\x0f\n\x07receipt\x18\x05 \x01(\x0c\x12\x0e\n\x06\x61\x63tion\x18\x06 \x01(\t\x12\x0f\n\x07\x66\x61ilure\x18\x07 \x01(\t\x12\x0e\n\x06\x61\x63tive\x18\x08 \x01(\x08\x12\x0e\n\x06\x66orced\x18\t \x01(\x08\x12\x1a\n\x12pending_containers\x18\n \x03(\t\"h\n\x10PreflightRequest\x12\x13\n\x0b\x64\x65scription\x18\x01 \x01(\x0c\x12?\n\x0cinit_options\x18\x02 \x01(\x0b\x32).sandshift.migration.v1.InitializeOptions\"c\n\x11PreflightResponse\x12\'\n\x08\x62lockers\x18\x01 \x03(\x0b\x32\x15.sandshift.v1.Blocker\x12\x10\n\x08warnings\x18\x02 \x03(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\x0c\";\n\x07\x42locker\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12\x0f\n\x07problem\x18\x02 \x01(\t\x12\x0e\n\x06remedy\x18\x03 \x01(\t\"\xa5\x01\n\x11RunProcessRequest\x12\x12\n\nprocess_id\x18\x01 \x01(\t\x12\x0c\n\x04\x61rgs\x18\x02 \x03(\t\x12\x35\n\x03\x65nv\x18\x03 \x03(\x0b\x32(.sandshift.v1.RunProcessRequest.EnvEntry\x12\x0b\n\x03\x63wd\x18\x04 \x01(\t\x1a*\n\x08\x45nvEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"!\n\x12RunProcessResponse\x12\x0b\n\x03pid\x18\x01 \x01(\x05\"A\n\x0bLogsRequest\x12\x12\n\nprocess_id\x18\x01 \x01(\t\x12\x0e\n\x06stream\x18\x02 \x01(\r\x12\x0e\n\x06\x66ollow\x18\x03 \x01(\x08\"_\n\x0cLogsResponse\x12\x0e\n\x06stream\x18\x01 \x01(\r\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x0e\n\x06\x65xited\x18\x04 \x01(\x08\x12\x11\n\texit_code\x18\x05 \x01(\x05\"#\n\rReportRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\" \n\x0eReportResponse\x12\x0e\n\x06report\x18\x01 \x01(\x0c\"j\n\x12\x46orceResumeRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12/\n\rexpected_cell\x18\x02 \x01(\x0e\x32\x18.sandshift.state.v1.Cell\x12\x0f\n\x07\x63onfirm\x18\x03 \x01(\t\"\x15\n\x13\x46orceResumeResponse\"\x8d\x01\n\x0eSandboxOptions\x12\x14\n\x0cmemory_bytes\x18\x01 \x01(\x04\x12\r\n\x05vcpus\x18\x02 \x01(\r\x12\x10\n\x08hostname\x18\x03 \x01(\t\x12\x36\n\rnetwork_cards\x18\x04 \x03(\x0b\x32\x1f.sandshift.state.v1.NetworkCard\x12\x0c\n\x04\x63old\x18\x05 \x01(\x08\x32\xc4\x03\n\x04Shim\x12\x43\n\x06Status\x12\x1b.sandshift.v1.StatusRequest\x1a\x1c.sandshift.v1.StatusResponse\x12L\n\tPreflight\x12\x1e.sandshift.v1.PreflightRequest\x1a\x1f.sandshift.v1.PreflightResponse\x12O\n\nRunProcess\x12\x1f.sandshift.v1.RunProcessRequest\x1a .sandshift.v1.RunProcessResponse\x12?\n\x04Logs\x12\x19.sandshift.v1.LogsRequest\x1a\x1a.sandshift.v1.LogsResponse0\x01\x12\x43\n\x06Report\x12\x1b.sandshift.v1.ReportRequest\x1a\x1c.sandshift.v1.ReportResponse\x12R\n\x0b\x46orceResume\x12 .sandshift.v1.ForceResumeRequest\x1a!.sandshift.v1.ForceResumeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#sandshift/wire/sandshift/shim.proto\x12\x0csandshift.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a&sandshift/wire/migration/options.proto\x1a$sandshift/wire/sandshift/state.proto\"#\n\rStatusRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"\xa8\x03\n\x0eStatusResponse\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\x12\x10\n\x08vm_state\x18\x02 \x01(\t\x12\x10\n\x08shim_pid\x18\x03 \x01(\x05\x12\x10\n\x08qemu_pid\x18\x04 \x01(\x05\x12\x14\n\x0cqemu_version\x18\x05 \x01(\t\x12\x13\n\x0b\x61\x63\x63\x65lerator\x18\x06 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x07 \x01(\x04\x12\x0f\n\x07\x62oot_id\x18\x08 \x01(\t\x12.\n\ncreated_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x36\n\rnetwork_cards\x18\n \x03(\x0b\x32\x1f.sandshift.state.v1.NetworkCard\x12.\n\tprocesses\x18\x0b \x03(\x0b\x32\x1b.sandshift.v1.ProcessStatus\x12,\n\x07session\x18\x0c \x01(\x0b\x32\x1b.sandshift.v1.SessionStatus\x12\x14\n\x0cstarted_from\x18\r \x01(\t\x12\x10\n\x08moved_to\x18\x0e \x01(\t\x12\x0c\n\x04life\x18\x0f \x01(\t\"a\n\rProcessStatus\x12\x12\n\nprocess_id\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\x05\x12\x0c\n\x04\x61rgs\x18\x03 \x03(\t\x12\x0e\n\x06\x65xited\x18\x04 \x01(\x08\x12\x11\n\texit_code\x18\x05 \x01(\x05\"\xf0\x01\n\rSessionStatus\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12&\n\x04side\x18\x02 \x01(\x0e\x32\x18.sandshift.state.v1.Side\x12\r\n\x05state\x18\x03 \x01(\t\x12&\n\x04\x63\x65ll\x18\x04 \x01(\x0e\x32\x18.sandshift.state.v1.Cell\x12\x0f\n\x07receipt\x18\x05 \x01(\x0c\x12\x0e\n\x06\x61\x63tion\x18\x06 \x01(\t\x12\x0f\n\x07\x66\x61ilure\x18\x07 \x01(\t\x12\x0e\n\x06\x61\x63tive\x18\x08 \x01(\x08\x12\x0e\n\x06\x66orced\x18\t \x01(\x08\x12\x1a\n\x12pending_containers\x18\n \x03(\t\"h\n\x10PreflightRequest\x12\x13\n\x0b\x64\x65scription\x18\x01 \x01(\x0c\x12?\n\x0cinit_options\x18\x02 \x01(\x0b\x32).sandshift.migration.v1.InitializeOptions\"c\n\x11PreflightResponse\x12\'\n\x08\x62lockers\x18\x01 \x03(\x0b\x32\x15.sandshift.v1.Blocker\x12\x10\n\x08warnings\x18\x02 \x03(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\x0c\";\n\x07\x42locker\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12\x0f\n\x07problem\x18\x02 \x01(\t\x12\x0e\n\x06remedy\x18\x03 \x01(\t\"\xa5\x01\n\x11RunProcessRequest\x12\x12\n\nprocess_id\x18\x01 \x01(\t\x12\x0c\n\x04\x61rgs\x18\x02 \x03(\t\x12\x35\n\x03\x65nv\x18\x03 \x03(\x0b\x32(.sandshift.v1.RunProcessRequest.EnvEntry\x12\x0b\n\x03\x63wd\x18\x04 \x01(\t\x1a*\n\x08\x45nvEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"!\n\x12RunProcessResponse\x12\x0b\n\x03pid\x18\x01 \x01(\x05\"A\n\x0bLogsRequest\x12\x12\n\nprocess_id\x18\x01 \x01(\t\x12\x0e\n\x06stream\x18\x02 \x01(\r\x12\x0e\n\x06\x66ollow\x18\x03 \x01(\x08\"_\n\x0cLogsResponse\x12\x0e\n\x06stream\x18\x01 \x01(\r\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x0e\n\x06\x65xited\x18\x04 \x01(\x08\x12\x11\n\texit_code\x18\x05 \x01(\x05\"#\n\rReportRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\" \n\x0eReportResponse\x12\x0e\n\x06report\x18\x01 \x01(\x0c\"j\n\x12\x46orceResumeRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12/\n\rexpected_cell\x18\x02 \x01(\x0e\x32\x18.sandshift.state.v1.Cell\x12\x0f\n\x07\x63onfirm\x18\x03 \x01(\t\"\x15\n\x13\x46orceResumeResponse\"\x8d\x01\n\x0eSandboxOptions\x12\x14\n\x0cmemory_bytes\x18\x01 \x01(\x04\x12\r\n\x05vcpus\x18\x02 \x01(\r\x12\x10\n\x08hostname\x18\x03 \x01(\t\x12\x36\n\rnetwork_cards\x18\x04 \x03(\x0b\x32\x1f.sandshift.state.v1.NetworkCard\x12\x0c\n\x04\x63old\x18\x05 \x01(\x08\x32\xc4\x03\n\x04Shim\x12\x43\n\x06Status\x12\x1b.sandshift.v1.StatusRequest\x1a\x1c.sandshift.v1.StatusResponse\x12L\n\tPreflight\x12\x1e.sandshift.v1.PreflightRequest\x1a\x1f.sandshift.v1.PreflightResponse\x12O\n\nRunProcess\x12\x1f.sandshift.v1.RunProcessRequest\x1a .sandshift.v1.RunProcessResponse\x12?\n\x04Logs\x12\x19.sandshift.v1.LogsRequest\x1a\x1a.sandshift.v1.LogsResponse0\x01\x12\x43\n\x06Report\x12\x1b.sandshift.v1.ReportRequest\x1a\x1c.sandshift.v1.ReportResponse\x12R\n\x0b\x46orceResume\x12 .sandshift.v1.ForceResumeRequest\x1a!.sandshift.v1.ForceResumeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,37 +39,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STATUSREQUEST']._serialized_start=164
   _globals['_STATUSREQUEST']._serialized_end=199
   _globals['_STATUSRESPONSE']._serialized_start=202
-  _globals['_STATUSRESPONSE']._serialized_end=612
-  _globals['_PROCESSSTATUS']._serialized_start=614
-  _globals['_PROCESSSTATUS']._serialized_end=711
-  _globals['_SESSIONSTATUS']._serialized_start=714
-  _globals['_SESSIONSTATUS']._serialized_end=954
-  _globals['_PREFLIGHTREQUEST']._serialized_start=956
-  _globals['_PREFLIGHTREQUEST']._serialized_end=1060
-  _globals['_PREFLIGHTRESPONSE']._serialized_start=1062
-  _globals['_PREFLIGHTRESPONSE']._serialized_end=1161
-  _globals['_BLOCKER']._serialized_start=1163
-  _globals['_BLOCKER']._serialized_end=1222
-  _globals['_RUNPROCESSREQUEST']._serialized_start=1225
-  _globals['_RUNPROCESSREQUEST']._serialized_end=1390
-  _globals['_RUNPROCESSREQUEST_ENVENTRY']._serialized_start=1348
-  _globals['_RUNPROCESSREQUEST_ENVENTRY']._serialized_end=1390
-  _globals['_RUNPROCESSRESPONSE']._serialized_start=1392
-  _globals['_RUNPROCESSRESPONSE']._serialized_end=1425
-  _globals['_LOGSREQUEST']._serialized_start=1427
-  _globals['_LOGSREQUEST']._serialized_end=1492
-  _globals['_LOGSRESPONSE']._serialized_start=1494
-  _globals['_LOGSRESPONSE']._serialized_end=1589
-  _globals['_REPORTREQUEST']._serialized_start=1591
-  _globals['_REPORTREQUEST']._serialized_end=1626
-  _globals['_REPORTRESPONSE']._serialized_start=1628
-  _globals['_REPORTRESPONSE']._serialized_end=1660
-  _globals['_FORCERESUMEREQUEST']._serialized_start=1662
-  _globals['_FORCERESUMEREQUEST']._serialized_end=1768
-  _globals['_FORCERESUMERESPONSE']._serialized_start=1770
-  _globals['_FORCERESUMERESPONSE']._serialized_end=1791
-  _globals['_SANDBOXOPTIONS']._serialized_start=1794
-  _globals['_SANDBOXOPTIONS']._serialized_end=1935
-  _globals['_SHIM']._serialized_start=1938
-  _globals['_SHIM']._serialized_end=2390
+  _globals['_STATUSRESPONSE']._serialized_end=626
+  _globals['_PROCESSSTATUS']._serialized_start=628
+  _globals['_PROCESSSTATUS']._serialized_end=725
+  _globals['_SESSIONSTATUS']._serialized_start=728
+  _globals['_SESSIONSTATUS']._serialized_end=968
+  _globals['_PREFLIGHTREQUEST']._serialized_start=970
+  _globals['_PREFLIGHTREQUEST']._serialized_end=1074
+  _globals['_PREFLIGHTRESPONSE']._serialized_start=1076
+  _globals['_PREFLIGHTRESPONSE']._serialized_end=1175
+  _globals['_BLOCKER']._serialized_start=1177
+  _globals['_BLOCKER']._serialized_end=1236
+  _globals['_RUNPROCESSREQUEST']._serialized_start=1239
+  _globals['_RUNPROCESSREQUEST']._serialized_end=1404
+  _globals['_RUNPROCESSREQUEST_ENVENTRY']._serialized_start=1362
+  _globals['_RUNPROCESSREQUEST_ENVENTRY']._serialized_end=1404
+  _globals['_RUNPROCESSRESPONSE']._serialized_start=1406
+  _globals['_RUNPROCESSRESPONSE']._serialized_end=1439
+  _globals['_LOGSREQUEST']._serialized_start=1441
+  _globals['_LOGSREQUEST']._serialized_end=1506
+  _globals['_LOGSRESPONSE']._serialized_start=1508
+  _globals['_LOGSRESPONSE']._serialized_end=1603
+  _globals['_REPORTREQUEST']._serialized_start=1605
+  _globals['_REPORTREQUEST']._serialized_end=1640
+  _globals['_REPORTRESPONSE']._serialized_start=1642
+  _globals['_REPORTRESPONSE']._serialized_end=1674
+  _globals['_FORCERESUMEREQUEST']._serialized_start=1676
+  _globals['_FORCERESUMEREQUEST']._serialized_end=1782
+  _globals['_FORCERESUMERESPONSE']._serialized_start=1784
+  _globals['_FORCERESUMERESPONSE']._serialized_end=1805
+  _globals['_SANDBOXOPTIONS']._serialized_start=1808
+  _globals['_SANDBOXOPTIONS']._serialized_end=1949
+  _globals['_SHIM']._serialized_start=1952
+  _globals['_SHIM']._serialized_end=2404
 # @@protoc_insertion_point(module_scope)

@@ -59,6 +59,7 @@ class StatusResponse(_message.Message):
     SESSION_FIELD_NUMBER: _builtins.int
     STARTED_FROM_FIELD_NUMBER: _builtins.int
     MOVED_TO_FIELD_NUMBER: _builtins.int
+    LIFE_FIELD_NUMBER: _builtins.int
     sandbox_id: _builtins.str
     vm_state: _builtins.str
     """"absent", "running", "paused", "incoming", "stopped", "dead", "no answer", or another run state of QEMU."""
@@ -72,6 +73,8 @@ class StatusResponse(_message.Message):
     """"cold" or "template"."""
     moved_to: _builtins.str
     """Where the sandbox went, after a move away: session and destination."""
+    life: _builtins.str
+    """"absent", "created", "awaiting" (made to receive a sandbox), "ready" or "stopped"."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -97,10 +100,11 @@ class StatusResponse(_message.Message):
         session: Global___SessionStatus | None = ...,
         started_from: _builtins.str = ...,
         moved_to: _builtins.str = ...,
+        life: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "session", b"session"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "boot_id", b"boot_id", "created_at", b"created_at", "memory_bytes", b"memory_bytes", "moved_to", b"moved_to", "network_cards", b"network_cards", "processes", b"processes", "qemu_pid", b"qemu_pid", "qemu_version", b"qemu_version", "sandbox_id", b"sandbox_id", "session", b"session", "shim_pid", b"shim_pid", "started_from", b"started_from", "vm_state", b"vm_state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "boot_id", b"boot_id", "created_at", b"created_at", "life", b"life", "memory_bytes", b"memory_bytes", "moved_to", b"moved_to", "network_cards", b"network_cards", "processes", b"processes", "qemu_pid", b"qemu_pid", "qemu_version", b"qemu_version", "sandbox_id", b"sandbox_id", "session", b"session", "shim_pid", b"shim_pid", "started_from", b"started_from", "vm_state", b"vm_state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
