@@ -7,6 +7,7 @@ import contextlib
 import os
 import select
 import signal
+import tempfile
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Final, Self
@@ -17,6 +18,7 @@ from sandshift.conformance.target import GuestDoes
 from sandshift.fleet.host import Host, start_shim
 from sandshift.fleet.launch import run_process
 from sandshift.sandbox.model import MIGRATION_ANNOTATION
+from tests.conformance.counter import make_bundle
 from tests.lab import Lab, open_lab
 from tests.system.pair import DIRTIER, NAMESPACE, SANDBOX, Pair, pair
 
@@ -56,10 +58,13 @@ class RealHouse:
         self._whole = contextlib.AsyncExitStack()
         self._pair = contextlib.AsyncExitStack()
         self._lab: Lab | None = None
+        self.bundle = ""
         self._hosts: Pair | None = None
 
     async def __aenter__(self) -> Self:
         self._lab = await self._whole.enter_async_context(open_lab(overrides=OVERRIDES))
+        folder = self._whole.enter_context(tempfile.TemporaryDirectory(prefix="conformance-bundle-"))
+        self.bundle = str(await asyncio.to_thread(make_bundle, Path(folder)))
         await self.reset()
         return self
 
