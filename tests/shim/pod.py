@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 
 from google.protobuf.empty_pb2 import Empty
@@ -18,6 +18,9 @@ from sandshift.wire.containerd.events_ttrpc import EventsService
 from sandshift.wire.containerd.task_ttrpc import TaskClient
 from sandshift.wire.sandshift import events_pb2 as own_events
 
+WAIT_S = 60
+"""Emulated guests are slow on a busy machine."""
+LAYER = mount_pb2.Mount(type="erofs", source="/layers/busybox.erofs", options=["ro"])
 EVENT_TYPES = {
     kind.DESCRIPTOR.full_name: kind
     for kind in (
@@ -112,7 +115,7 @@ class Reader:
 
     async def until(self, count: int) -> bytes:
         """At least so many bytes, all that came."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(WAIT_S):
             while len(self.data) < count:
                 self._came.clear()
                 await self._came.wait()
@@ -120,7 +123,7 @@ class Reader:
 
     async def all(self) -> bytes:
         """Everything, once the writer has closed it."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(WAIT_S):
             await self._ended.wait()
         return bytes(self.data)
 
@@ -154,19 +157,24 @@ class Bundle:
         terminal: bool = False,
         annotations: dict[str, str] | None = None,
         reads: bool = True,
+        rootfs: Sequence[mount_pb2.Mount] = (LAYER,),
+        spec: Mapping[str, object] | None = None,
     ) -> None:
+        """`spec`: what is to be otherwise in the OCI spec."""
+        self.rootfs = rootfs
         self.container_id = container_id
         self.folder = folder / container_id
         self.folder.mkdir(parents=True, exist_ok=True)
         self.terminal = terminal
-        spec = {
+        document = {
             "ociVersion": "1.1.0",
             "process": {"args": list(args), "cwd": "/", "terminal": terminal},
             "root": {"path": "rootfs"},
             "hostname": container_id,
             "annotations": annotations or {},
+            **(spec or {}),
         }
-        (self.folder / "config.json").write_text(json.dumps(spec))
+        (self.folder / "config.json").write_text(json.dumps(document))
         self.paths = {name: self.folder / name for name in ("stdin", "stdout", "stderr")}
         for path in self.paths.values():
             with contextlib.suppress(FileExistsError):
@@ -179,7 +187,7 @@ class Bundle:
         return pb.CreateTaskRequest(
             id=self.container_id,
             bundle=str(self.folder),
-            rootfs=[mount_pb2.Mount(type="erofs", source="/layers/busybox.erofs", options=["ro"])],
+            rootfs=self.rootfs,
             terminal=self.terminal,
             stdin=self.stdin,
             stdout=str(self.paths["stdout"]),
