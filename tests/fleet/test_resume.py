@@ -256,3 +256,25 @@ async def test_a_guest_that_crashed_on_the_destination_is_cleaned_up_on_both(wor
     assert result.outcome is Outcome.CRASHED
     assert list(world.shims) == [("b", SANDBOX)]
     assert not world.shim("b").session.active
+
+
+@pytest.mark.parametrize("where", ["a", "b"])
+async def test_a_session_told_again_says_that_its_guest_runs_nowhere_any_more(
+    world: World, where: str
+) -> None:
+    """It ended well; since then the guest's VM has ended where it was left, and the sandbox is still known there."""
+    await world.run_sandbox()
+    moved = await migrate(world.migration(close_source=False))
+    assert moved.outcome is Outcome.MOVED
+    if where == "a":
+        for name, cell in (("a", Cell.KEPT), ("b", Cell.REFUSED)):
+            world.kept[name, "move-1"].cell = cell.value
+            world.kept[name, "move-1"].action = ""
+        world.shim("b").vm_state = "absent"
+    world.shim(where).vm_state = "stopped"
+    again = await migrate_or_resume(world.migration(close_source=False))
+    assert again.outcome is Outcome.CRASHED
+    assert again.reason is not None
+    side = "source" if where == "a" else "destination"
+    assert f"with the guest on the {side}, and its VM there has ended too" in again.reason.message
+    assert world.runners == []

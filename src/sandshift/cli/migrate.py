@@ -197,7 +197,7 @@ def explanation(result: MigrationResult) -> str:
                 f" 'sandshift session show {result.sandbox_id}'"
             )
         case Outcome.CRASHED:
-            return f"sandbox {result.sandbox_id} has crashed during the move: {because}"
+            return f"sandbox {result.sandbox_id} runs nowhere any more: {because}"
         case Outcome.REFUSED:
             return f"sandbox {result.sandbox_id} was not moved and nothing has changed on host {result.source}: {because}"
         case _:

@@ -79,6 +79,8 @@ class _Recovery:
             why = why if outcome is Outcome.UNDECIDED else ""
         elif outcome is Outcome.CRASHED:
             await self._bury()
+        else:
+            outcome, why = await self._whether_it_runs(outcome)
         await self._close_what_is_empty(outcome)
         return Recovered(outcome, why, self._records, tuple(warnings))
 
@@ -143,6 +145,17 @@ class _Recovery:
             f" {self._migration.session_id} once it answers"
         )
         return Outcome.MOVED if runner is Side.DESTINATION else Outcome.UNDONE, [warning]
+
+    async def _whether_it_runs(self, outcome: Outcome) -> tuple[Outcome, str]:
+        """The session has ended; but the guest, where it was left, may have ended too."""
+        side = Side.DESTINATION if outcome is Outcome.MOVED else Side.SOURCE
+        views = await self._look()
+        if not views.of(side).ended_here or views.of(side.peer).vm_alive:
+            return outcome, ""
+        return Outcome.CRASHED, (
+            f"the session has ended with the guest on the {side.word}, and its VM there has ended too: it crashed, or was "
+            "stopped since"
+        )
 
     async def _bury(self) -> None:
         """The guest is gone where it had the right to run: end what the other side still holds, then the session.

@@ -17,6 +17,7 @@ from sandshift.wire.sandshift import shim_pb2
 
 EMPTY_STATES: Final = frozenset({"absent", "stopped", "dead"})
 """What Status calls a shim's VM when there is none."""
+ENDED_STATES: Final = frozenset({"stopped", "dead"})
 HAS_SOCKET: Final = frozenset({State.SOCKET_READY, State.TRANSFERRING, State.TRANSFER_COMPLETED})
 _STATES: Final = {state.value: state for state in State}
 _CELLS: Final = {cell.value: cell for cell in Cell}
@@ -43,6 +44,8 @@ class SideView:
     """Its current statement, signed: what its peer is given."""
     action: Action | None = None
     vm_alive: bool = False
+    ended_here: bool = False
+    """The sandbox is still known there and its VM has ended there: it has neither left nor been removed."""
 
     @property
     def active(self) -> bool:
@@ -103,6 +106,7 @@ def side_view(status: shim_pb2.StatusResponse, session_id: str, side: Side) -> S
         receipt=session.receipt,
         action=_ACTIONS.get(session.action) or _action_of(cell, state),
         vm_alive=alive,
+        ended_here=status.vm_state in ENDED_STATES and not status.moved_to,
     )
 
 

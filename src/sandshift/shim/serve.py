@@ -18,6 +18,7 @@ from sandshift.errors import SandshiftError
 from sandshift.shim.arguments import Arguments
 from sandshift.shim.durable import make_folder, write_atomically
 from sandshift.shim.events import Publisher
+from sandshift.shim.headless import forget, forsaken
 from sandshift.shim.identity import started_ticks_of
 from sandshift.shim.log import begin as log_begin
 from sandshift.shim.migration.desk import Desk
@@ -109,19 +110,30 @@ class ShimServer:
             if active is None:
                 await drop_unused_disks(self.sandbox)
 
-    async def run(self, listener: socket.socket) -> None:
-        """Serve until ShutdownSandbox or a signal."""
+    async def run(self, listener: socket.socket, *, headless: bool = False) -> bool:
+        """Serve until ShutdownSandbox or a signal; `headless`: or until there is nothing left to do, which it answers."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.shut_down.set)
         await self.restore()
         serving = asyncio.create_task(self.server.serve(listener), name="serve")
-        await self.shut_down.wait()
+        nothing_left = await self._until_shut_down(headless=headless)
         await self.server.shutdown(grace_s=DRAIN_S)
         serving.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await serving
         await self.let_go()
+        return nothing_left
+
+    async def _until_shut_down(self, *, headless: bool) -> bool:
+        """Whether a headless shim has nothing left to do."""
+        waiting: list[asyncio.Task[Any]] = [asyncio.create_task(self.shut_down.wait(), name="shut down")]
+        if headless:
+            waiting.append(asyncio.create_task(forsaken(self.sandbox, self.desk), name="forsaken"))
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        for task in waiting:
+            task.cancel()
+        return not self.shut_down.is_set()
 
     async def let_go(self) -> None:
         """End this shim and nothing else: VM and session go on, for another shim to find."""
@@ -164,6 +176,9 @@ async def _serve(arguments: Arguments, config: Config, places: Places, listener:
     server = ShimServer(
         config, places, real_parts(config, arguments.namespace), arguments.namespace, arguments.id, events
     )
-    await server.run(listener)
+    nothing_left = await server.run(listener, headless=arguments.headless)
+    if nothing_left:
+        log.info("the session is over and nothing of sandbox %s is here: this shim ends itself", arguments.id)
+        await asyncio.to_thread(forget, places)
     for path in (config.shim_socket(arguments.namespace, arguments.id), places.shim_pid_file):
         path.unlink(missing_ok=True)

@@ -384,7 +384,9 @@ class Destination(SessionSide):
         problems = self.sandbox.containers.adopt(self.model.containers, patches, offsets)
         self.session.warnings += [f"after the move: {problem}" for problem in problems]
         await self.sandbox.containers.save()
-        await self.books.note(ADOPTED_NOTE, b"1")  # Before anything is followed: nothing may be delivered twice.
+        await self.books.note(
+            ADOPTED_NOTE, b"1"
+        )  # Before anything is followed: nothing may be delivered twice.
 
     async def settled(self) -> None:
         """Returns when what follows a start here has been done."""
