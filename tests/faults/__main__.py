@@ -10,13 +10,14 @@ import secrets
 import signal
 import sys
 import time
+from collections import deque
 from pathlib import Path
 
 from tests.faults.cases import CASES, Case, sample
 from tests.faults.control import play_control
 from tests.faults.figures import Figures, line
 from tests.faults.play import play
-from tests.faults.scene import open_scene
+from tests.faults.scene import open_scene, shims_with_hooks
 from tests.faults.table import with_matrix
 
 SEED_BITS = 31
@@ -54,14 +55,23 @@ def _chosen(options: argparse.Namespace) -> tuple[Case, ...]:
 async def _run(cases: tuple[Case, ...], options: argparse.Namespace) -> Figures:
     figures = Figures()
     began_s = time.monotonic()
-    async with open_scene() as scene:
-        if not options.no_control:
-            figures.control = await play_control(scene)
-            print(f"control: {figures.control.words}", file=sys.stderr, flush=True)
-        for number, case in enumerate(cases, 1):
-            played = await play(scene, case)
-            figures.played.append(played)
-            print(f"{number}/{len(cases)} {line(played)}", file=sys.stderr, flush=True)
+    waiting = deque(cases)
+
+    async def work(program: Path, *, with_control: bool) -> None:
+        async with open_scene(program) as scene:
+            if with_control:
+                figures.control = await play_control(scene)
+                print(f"control: {figures.control.words}", file=sys.stderr, flush=True)
+            while waiting:
+                played = await play(scene, waiting.popleft())
+                figures.played.append(played)
+                print(f"{len(figures.played)}/{len(cases)} {line(played)}", file=sys.stderr, flush=True)
+
+    with shims_with_hooks() as program:
+        async with asyncio.TaskGroup() as group:
+            for number in range(options.pairs):
+                group.create_task(work(program, with_control=number == 0 and not options.no_control))
+    figures.played.sort(key=lambda played: CASES.index(played.case))
     figures.took_s = time.monotonic() - began_s
     return figures
 
@@ -71,6 +81,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--sample", type=int, metavar="N", help="so many cases instead of all")
     parser.add_argument("--seed", type=int, help="which ones; without it others each time")
     parser.add_argument("--only", default="", metavar="WORDS", help="cases whose name contains this")
+    parser.add_argument(
+        "--pairs", type=int, default=1, metavar="N", help="so many pairs of hosts at work at once (default 1)"
+    )
     parser.add_argument("--no-control", action="store_true", help="leave the control out")
     parser.add_argument("--list", action="store_true", help="name the cases and run none")
     parser.add_argument(

@@ -233,9 +233,14 @@ class _Run:
             await self._deleting
         result, why = first, ""
         for again in range(RECOVERIES_MAX + 1):
-            if result is not None and (again or result.outcome is not Outcome.UNDECIDED):
-                settled = result.outcome is not Outcome.UNDECIDED or Promise.OPERATOR in self.case.promises
-                if settled and not (result.outcome in RUNS and await self._left(self._loser(result.outcome))):
+            if result is not None:
+                undecided = result.outcome is Outcome.UNDECIDED
+                expected = self.case.promises == {Promise.OPERATOR} or (
+                    again and Promise.OPERATOR in self.case.promises
+                )
+                if (not undecided or expected) and not (
+                    result.outcome in RUNS and await self._left(self._loser(result.outcome))
+                ):
                     return result.outcome
             if again == RECOVERIES_MAX:
                 break

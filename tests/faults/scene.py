@@ -7,7 +7,8 @@ import contextlib
 import importlib.resources
 import inspect
 import secrets
-from collections.abc import AsyncIterator
+import tempfile
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -126,19 +127,28 @@ def beacon_source() -> str:
     )
 
 
-@contextlib.asynccontextmanager
-async def open_scene() -> AsyncIterator[Scene]:
-    """The two hosts, for the time of the `async with`. Needs root. Shims are started with hooks meanwhile."""
+@contextlib.contextmanager
+def shims_with_hooks() -> Iterator[Path]:
+    """Whoever starts a shim in this process meanwhile starts one with hooks; gives its program."""
     installed = hosts.shim_program
+    with tempfile.TemporaryDirectory(prefix="sandshift-faults-") as folder:
+        program = write_program(Path(folder))
+        hosts.shim_program = lambda: str(program)
+        try:
+            yield program
+        finally:
+            hosts.shim_program = installed
+
+
+@contextlib.asynccontextmanager
+async def open_scene(program: Path) -> AsyncIterator[Scene]:
+    """Two hosts for the time of the `async with`, within `shims_with_hooks`. Needs root."""
     async with open_lab(overrides=OVERRIDES) as lab, trap.listening(lab.folder) as traps:
         namespaces = {host.names.letter: host.namespace for host in (lab.host_a, lab.host_b)}
         async with witness.watching(namespaces) as eyes:
             await asyncio.to_thread(build, Path(lab.host_a.config.places.cache_dir))
-            program = write_program(lab.folder)
-            hosts.shim_program = lambda: str(program)
             scene = Scene(lab, traps, eyes, program)
             try:
                 yield scene
             finally:
-                hosts.shim_program = installed
                 await scene.remove_everything()
