@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import time
 from pathlib import Path
 from typing import Final
@@ -19,9 +21,18 @@ def find(lun: int, root: Path = Path("/")) -> Path | None:
     """The block device of a LUN, if it is there by now."""
     for named in (root / _DEVICES).glob(f"*:0:0:{lun}/block/*"):
         device = root / "dev" / named.name
-        if device.is_block_device():
+        if device.is_block_device() and _opens(device):
             return device
     return None
+
+
+def _opens(device: Path) -> bool:
+    """Its node is there a moment before the disk behind it is: "No such device or address", met on a busy host."""
+    try:
+        os.close(os.open(device, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as error:
+        return error.errno not in (errno.ENXIO, errno.ENODEV)
+    return True
 
 
 async def wait_for(lun: int, root: Path = Path("/"), *, appears_s: float = APPEARS_S) -> str:
