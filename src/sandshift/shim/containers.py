@@ -23,6 +23,7 @@ from sandshift.shim.container_process import ContainerProcess, ProcessRecord, St
 from sandshift.shim.live_container import ContainerRecord, LiveContainer, Standing
 from sandshift.shim.processes import Exit
 from sandshift.shim.roster import Roster
+from sandshift.shim.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from sandshift.guest.client import Guest
@@ -102,14 +103,18 @@ class Containers(Roster):
 
     async def _create(self, container: LiveContainer, order: Order) -> None:
         guest, record = self._sandbox.require_guest(), container.record
+        watch = Stopwatch()
         fitted = await self._sandbox.fitter.fit(
             order.bundle, order.rootfs, pod=self._pod(), scratch_folder=self._sandbox.places.scratch_dir
         )
         packed, record.annotations = fitted.packed, fitted.annotations
+        watch.lap("rootfs")
         plugged = await self._sandbox.disks.plug(record.guest_id, packed.plan, packed.folder_disks)
+        watch.lap("disks")
         record.layers, record.writable, record.mounts = plugged.layers, plugged.writable, plugged.mounts
         container.init.open_stdio()
         await self._prepare_pod(guest)
+        watch.lap("pod")
         self._all[order.container_id] = container
         await self.save()
         record.init.pid = await guest.containers.create(
@@ -120,8 +125,10 @@ class Containers(Roster):
             terminal=record.init.terminal,
             stdin=record.init.stdin,
         )
+        watch.lap("container")
         record.made = True
         await self.save()
+        watch.tell(f"container {container.container_id}")
 
     async def _undo(self, container: LiveContainer) -> None:
         """A creation has failed: nothing of it stays. What cannot be taken back is in the log."""

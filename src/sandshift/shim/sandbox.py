@@ -35,6 +35,7 @@ from sandshift.shim.parts import Parts, PodShare, Wish
 from sandshift.shim.places import Places
 from sandshift.shim.pod import hosts_file
 from sandshift.shim.processes import Exit, Processes
+from sandshift.shim.stopwatch import Stopwatch
 from sandshift.vmm.machine import Machine, MachineEvent, MachineSpec
 
 log = logging.getLogger(__name__)
@@ -138,20 +139,24 @@ class LiveSandbox:
             raise IllegalMove(
                 f"sandbox {self.sandbox_id} is {self.life.value}: create it before it is started"
             )
+        watch = Stopwatch()
         if self.wish.network_namespace:
             cards = await self.parts.taps.pod_cards(self.sandbox_id, self.wish.network_namespace)
             self.model = replace(self.model, network_cards=cards)
             hosts = hosts_file(self.model.hostname or self.sandbox_id, cards)
             self.pod_share = replace(self.pod_share, hosts=hosts)
         boot = await self.booter.prepare(self.wish, self.model, template=self.config.vm.template)
+        watch.lap("network and template")
         self.spec, self.started_from = boot.spec, "cold" if boot.template is None else "template"
         try:
             self.machine = await self._start_machine(boot)
+            watch.lap("vm")
             self.guest = await self.parts.connect_guest(
                 self.machine.agent_socket, self.config.migration.limits.agent_reply_s
             )
             await self.machine.run_vcpus(licence_of(None))
             await self._personalize(self.guest)
+            watch.lap("agent")
         except BaseException:
             await self._tear_down()
             raise
@@ -161,6 +166,7 @@ class LiveSandbox:
         self.containers.follow(self.guest)
         self.watch()
         await self.save()
+        watch.tell(f"sandbox {self.sandbox_id}")
 
     async def _start_machine(self, boot: Boot) -> Machine:
         """From the template; cold where there is none, or where it does not load after all."""
