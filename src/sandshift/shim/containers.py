@@ -90,7 +90,8 @@ class Containers(Roster):
         )
         container = self._making[name] = self._live(record, fresh=True)
         try:
-            await self._create(container, order)
+            async with container.lock:
+                await self._create(container, order)
         except BaseException:
             await self._undo(container)
             raise

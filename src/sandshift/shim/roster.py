@@ -196,7 +196,12 @@ class Roster:
     async def expect(self, container: Container, patch: Patch) -> int:
         """At the destination, when a Task.Create has patched `container` of the imported model: it is known here from now
         on, under its new id; its saved pid. Nothing runs and nothing is opened before `adopt`. Idempotent."""
-        if patch.container_id not in self._all:
+        known = self._all.get(patch.container_id)
+        if known is not None and known.record.adopted and known.init.exited:
+            for process in known.processes():  # Of an earlier session, which was given up.
+                await process.forget()
+            known = None
+        if known is None:
             self._all[patch.container_id] = self._live(record_of(container, patch), fresh=True)
             await self.save()
         return container.pid

@@ -42,6 +42,8 @@ class InputPump:
         self._offsets = offsets
         self._process_id = process_id
         self._task: asyncio.Task[None] | None = None
+        self._ending: asyncio.Task[None] | None = None
+        """The last one that was told to stop: it may still be waiting on a descriptor."""
         self._fifo = self._keeper = -1
         try:
             self._fifo = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -69,7 +71,7 @@ class InputPump:
         """Stop at once, without waiting."""
         if self._task is not None:
             self._task.cancel()
-            self._task = None
+            self._ending, self._task = self._task, None
 
     def close_input(self) -> None:
         """CloseIO: when all that callers have written is through, and they have closed their ends, stdin ends."""
@@ -79,8 +81,14 @@ class InputPump:
             self._keeper = -1
 
     def close(self) -> None:
-        """The process has ended. Idempotent; `let_go` first."""
+        """The process has ended. Idempotent. The descriptors go when nobody waits on them any more."""
         self.freeze()
+        if self._ending is not None and not self._ending.done():
+            self._ending.add_done_callback(lambda _task: self._close())
+        else:
+            self._close()
+
+    def _close(self) -> None:
         for name in ("_fifo", "_keeper", "_look_in", "_look_out"):
             descriptor = getattr(self, name, -1)
             if descriptor >= 0:

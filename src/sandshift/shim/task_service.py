@@ -108,7 +108,11 @@ class TaskService(task_ttrpc.TaskService):
             terminal=order.stdio.terminal,
             rootfs=order.rootfs,
         )
-        return await self._desk.create_task(patch)
+        pid = await self._desk.create_task(patch)
+        if self._sandbox.life is Life.ABSENT:
+            self._containers.own_sandbox = True  # Nobody has made it: it goes with its last container.
+            await self._containers.save()
+        return pid
 
     async def _own_sandbox(self, spec: Mapping[str, Any], annotations: dict[str, str]) -> None:
         """Without containerd's Sandbox API the first container brings its sandbox with it."""
@@ -225,6 +229,7 @@ class TaskService(task_ttrpc.TaskService):
         return machine.pid if machine is not None else self._pid
 
     async def stats(self, request: pb.StatsRequest, context: ttrpc.CallContext) -> pb.StatsResponse:
+        self._desk.require_guest_here("Task.Stats")
         metrics = metrics_of(await self._containers.stats(request.id))
         response = pb.StatsResponse()
         response.stats.type_url = metrics.DESCRIPTOR.full_name

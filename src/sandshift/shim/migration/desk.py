@@ -85,6 +85,12 @@ class Desk:
             return
         self.require_no_session("Task.Kill")
 
+    def require_guest_here(self, what: str) -> None:
+        """Refuse at once what asks the guest while it is on its way, or not here yet."""
+        if isinstance(self.active, Source) and self.active.guest_is_here:
+            return
+        self.require_no_session(what)
+
     async def change(self, what: str, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Do `work`, which changes the sandbox, to its end whatever becomes of the caller; refused at once in a session.
 
