@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TypeVar
 
 from sandshift.cli.demo.leftovers import end_processes
 from sandshift.shim import launcher
@@ -21,6 +22,7 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 INSTALLED: Final = ROOT / ".cache" / "containerd"
 TOOLS: Final = INSTALLED / "tools" / "usr"
 CNI_PLUGINS: Final = TOOLS / "lib" / "cni"
+T = TypeVar("T")
 RUNTIME: Final = "io.containerd.sandshift.v2"
 READY_S: Final = 20.0
 COMMAND_S: Final = 60.0
@@ -64,6 +66,7 @@ disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.grpc.v1.cri"
 SANDSHIFT: Final = """
 [host]
 name = "{name}"
+{more}
 [places]
 run_dir = "{folder}/s"
 state_dir = "{folder}/v"
@@ -101,12 +104,14 @@ class Containerd:
             "HOME": str(self.folder),
         }
 
-    def set_up(self) -> None:
+    def set_up(self, more: str = "") -> None:
         for folder in ("bin", "cni"):
             (self.folder / folder).mkdir(parents=True, exist_ok=True)
         config = CONFIG_NEW if self.kind == "new" else CONFIG_OLD
         (self.folder / "config.toml").write_text(config.format(folder=self.folder, cni=CNI_PLUGINS))
-        (self.folder / "sandshift.toml").write_text(SANDSHIFT.format(folder=self.folder, name=self.name))
+        (self.folder / "sandshift.toml").write_text(
+            SANDSHIFT.format(folder=self.folder, name=self.name, more=more)
+        )
         launcher.install(self.folder / "bin")
 
     def start(self) -> None:
@@ -176,6 +181,21 @@ class Containerd:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+def write_cni(folder: Path, plugin: dict[str, Any]) -> None:
+    """One network for a daemon's pods. Before it starts: it looks into the folder then."""
+    document = {"cniVersion": "1.0.0", "name": "pods", "plugins": [plugin]}
+    (folder / "cni" / "10-pods.conflist").write_text(json.dumps(document))
+
+
+def eventually(found: Callable[[], T], *, bound_s: float = 30.0) -> T:
+    """What `found` gives once it is true. For what gives no sign of its own."""
+    deadline_s = time.monotonic() + bound_s
+    while not (value := found()):
+        assert time.monotonic() < deadline_s, "it did not come about"
+        time.sleep(LOOK_S)
+    return value
+
+
 def mounts_below(folder: Path) -> list[str]:
     lines = Path("/proc/self/mountinfo").read_text().splitlines()
     return [line.split()[4] for line in lines if line.split()[4].startswith(f"{folder}/")]
@@ -183,11 +203,20 @@ def mounts_below(folder: Path) -> list[str]:
 
 @contextlib.contextmanager
 def containerd(
-    kind: str, folder: Path, *, name: str = "host", network_namespace: str = ""
+    kind: str,
+    folder: Path,
+    *,
+    name: str = "host",
+    network_namespace: str = "",
+    cni: dict[str, Any] | None = None,
+    sandshift: str = "",
 ) -> Iterator[Containerd]:
+    """One that runs and has the image. `cni`: the plugin that makes its pods' network; `sandshift`: more configuration."""
     daemon = Containerd(kind, folder, name, network_namespace)
     try:
-        daemon.set_up()
+        daemon.set_up(sandshift)
+        if cni is not None:
+            write_cni(daemon.folder, cni)
         daemon.start()
         daemon.import_image()
         yield daemon

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from tests.containerd.daemon import Containerd
-
-CNI_VERSION: Final = "1.0.0"
 BRIDGE: Final = "pods"
 PREFIX_LENGTH: Final = 24
 
@@ -21,13 +17,6 @@ def ip(*arguments: str, namespace: str = "") -> None:
     command = ["ip", *(["-n", namespace] if namespace else []), *arguments]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, f"{command}: {ran.stderr}"
-
-
-def write_cni(daemon: Containerd, plugin: dict[str, Any]) -> None:
-    """One network for the pods of `daemon`. Before it starts: it looks into the folder then."""
-    document = {"cniVersion": CNI_VERSION, "name": "pods", "plugins": [plugin]}
-    (daemon.folder / "cni").mkdir(parents=True, exist_ok=True)
-    (daemon.folder / "cni" / "10-pods.conflist").write_text(json.dumps(document))
 
 
 def point_to_point(folder: Path) -> dict[str, Any]:

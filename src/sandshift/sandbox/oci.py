@@ -79,7 +79,7 @@ def guest_spec(spec: Mapping[str, Any], *, pod: PodShare) -> bytes:
         "ociVersion": spec.get("ociVersion", "1.0.2"),
         "process": _process(process),
         "root": {"path": "rootfs", "readonly": bool((spec.get("root") or {}).get("readonly"))},
-        "mounts": list(split_mounts(spec).stay),
+        "mounts": [one for one in split_mounts(spec).stay if not _is_pods_shm(one, linux)],
         "annotations": dict(spec.get("annotations") or {}),
         "linux": _linux(linux, namespaces),
     }
@@ -172,6 +172,19 @@ def _namespaces(linux: Mapping[str, Any], pod: PodShare, *, keeps_uts: bool) -> 
         elif kind not in _OF_THE_POD:
             raise Rejected(f"linux.namespaces: a namespace of type {kind!r} cannot be had in the guest")
     return kept + [one for one in _ALWAYS if one["type"] not in {other["type"] for other in kept}]
+
+
+def _is_pods_shm(mount: Mapping[str, Any], linux: Mapping[str, Any]) -> bool:
+    """A fresh /dev/shm for a container that shares the pod's IPC namespace: the agent binds the pod's there instead.
+
+    containerd binds its own pods' itself, and leaves the spec's default for pods whose sandbox is a shim's.
+    """
+    shares = any(
+        one.get("type") == "ipc" and one.get("path")
+        for one in linux.get("namespaces") or ()
+        if isinstance(one, dict)
+    )
+    return shares and mount.get("type") == "tmpfs" and mount.get("destination") == "/dev/shm"  # noqa: S108
 
 
 def _pid_namespace(path: str, pod: PodShare) -> str:

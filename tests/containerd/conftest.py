@@ -1,0 +1,59 @@
+"""The containerds of these tests: made once for a file, since starting one and reading its image takes seconds."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sandshift.config import Config
+from sandshift.image import build
+from tests.containerd.cri import Cri
+from tests.containerd.daemon import INSTALLED, Containerd, containerd
+from tests.containerd.network import point_to_point
+from tests.needs import needs_root
+
+__all__ = ["needs_root"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def needs() -> None:
+    """Real containerds, and a guest image of this checkout's code."""
+    if not (INSTALLED / "new" / "usr" / "bin" / "containerd").exists():
+        pytest.skip("needs the containerds: ./run setup containerd fetches them")
+    build.build(Path(Config().places.cache_dir))
+
+
+@contextlib.contextmanager
+def short_folder() -> Iterator[Path]:
+    """Sockets' paths have room for 106 bytes."""
+    with tempfile.TemporaryDirectory(prefix="ctd-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="module")
+def pods() -> Iterator[Containerd]:
+    """2.1 or newer, a host of its own whose pods are on cables of theirs."""
+    namespace = f"ctd-{os.getpid()}"
+    subprocess.run(["ip", "netns", "add", namespace], check=True)
+    subprocess.run(["ip", "-n", namespace, "link", "set", "lo", "up"], check=True)
+    try:
+        with (
+            short_folder() as folder,
+            containerd("new", folder, network_namespace=namespace, cni=point_to_point(folder)) as daemon,
+        ):
+            yield daemon
+    finally:
+        subprocess.run(["ip", "netns", "delete", namespace], check=False)
+
+
+@pytest.fixture
+def cri(pods: Containerd) -> Iterator[Cri]:
+    client = Cri(pods.socket)
+    yield client
+    client.close()
