@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,16 @@ import msgspec
 import pytest
 
 from sandshift.guest.client import Guest
+from sandshift.image.template import TemplateStore, key_of
 from sandshift.sandbox.disks import DiskLayer, GuestMount, GuestRootfs
 from sandshift.sandbox.model import agent_id
 from sandshift.sandbox.oci import PodShare, guest_spec
 from sandshift.sandbox.shape import Device
 from sandshift.vmm.machine import DiskSource, Machine
+from sandshift.vmm.qemu_machine import QemuMachine
 from tests.agent.house import Sink
+from tests.image import rig as rigs
+from tests.image.rig import Rig
 
 BUSYBOX = Path("/bin/busybox")
 UUID = "00000000-0000-4000-8000-000000000001"
@@ -213,3 +218,30 @@ class Ward:
             process_id, [], container_id=container_id, process_spec=msgspec.json.encode(process), **how
         )
         return process_id
+
+
+ROOT_LUN, FOLDER_LUN, SCRATCH_LUN, WHOLE_LUN, SPARE_LUN = 5, 6, 7, 8, 9
+
+
+@contextlib.asynccontextmanager
+async def ward_of(rig: Rig, name: str) -> AsyncIterator[tuple[QemuMachine, Ward]]:
+    """A guest from a template with the disks of all these tests plugged in."""
+    root = make_root(rig.folder / f"{name}-root")
+    packed = rig.folder / f"{name}-packed"
+    (packed / "inner").mkdir(parents=True)
+    (packed / "inner/word").write_text("packed\n")
+    (packed / "out").symlink_to("/etc")
+    disks = {
+        ROOT_LUN: pack_erofs(root, rig.folder / f"{name}-root.erofs"),
+        FOLDER_LUN: pack_erofs(packed, rig.folder / f"{name}-folder.erofs"),
+        SCRATCH_LUN: pack_ext4(rig.folder / f"{name}-scratch.ext4", 16 << 20),
+        WHOLE_LUN: pack_ext4(rig.folder / f"{name}-whole.ext4", 32 << 20, root),
+        SPARE_LUN: pack_erofs(root, rig.folder / f"{name}-spare.erofs"),
+    }
+    template = await TemplateStore(rigs.CACHE).ensure(
+        key_of(rig.image, rigs.shape(rig.image)), rig.save_template
+    )
+    async with rig.clone(name, template) as (machine, guest):
+        for lun, path in disks.items():
+            await plug(machine, lun, path, read_only=lun not in (SCRATCH_LUN, WHOLE_LUN))
+        yield machine, Ward(guest, ROOT_LUN)

@@ -240,42 +240,38 @@ class Containers:
         (folder / "config.json").write_text(json.dumps(spec))
         plan = _plan(spec["process"], container_id, b"", request)
         init = AdoptedProcess(plan, self._table, container.group, lambda: self._init_has_ended(container))
-        args = ["create", "--bundle", str(folder)]
-        await self._start(f"{container_id}:", init, folder, args, [container_id], "made")
+        subject = f"container {container_id} cannot be made"
+        await self._start(container, f"{container_id}:", init, subject, ["create", "--bundle", str(folder)])
         return init
 
     async def _exec(
         self, container: Container, process_id: str, plan: ProcessPlan, process: dict[str, Any]
     ) -> Process:
         session = AdoptedProcess(plan, self._table, None, lambda: None)
-        folder = container.files.folder
-        path = folder / f"exec-{id(session):x}.json"
+        path = container.files.folder / f"exec-{id(session):x}.json"
         path.write_text(json.dumps(process))
+        subject = f"process {process_id} cannot be started"
         try:
-            args = ["exec", "--detach", "--process", str(path)]
-            await self._start(process_id, session, folder, args, [container.container_id], "started")
+            await self._start(
+                container, process_id, session, subject, ["exec", "--detach", "--process", str(path)]
+            )
         finally:
             path.unlink(missing_ok=True)
         return session
 
     async def _start(
-        self,
-        process_id: str,
-        process: AdoptedProcess,
-        folder: Path,
-        args: list[str],
-        last: list[str],
-        done: str,
+        self, container: Container, process_id: str, process: AdoptedProcess, subject: str, command: list[str]
     ) -> None:
-        """Have runc start `process`, and make it ours under its id."""
+        """Have runc start `process` by `command`, and make it ours under its id."""
+        folder = container.files.folder
         pid_file = folder / f"pid-{id(process):x}"
         try:
             with self._table.adopting():
                 with process.stdio(folder) as (options, stdio):
                     await runc.run(
                         self._table,
-                        f"process {process_id} cannot be {done}",
-                        [*args, *options, "--pid-file", str(pid_file), *last],
+                        subject,
+                        [*command, *options, "--pid-file", str(pid_file), container.container_id],
                         log=folder / f"log-{id(process):x}",
                         stdio=stdio,
                     )
