@@ -10,7 +10,7 @@ from typing import Any
 from sandshift.errors import AlreadyThere, IllegalMove
 from sandshift.sandbox.patching import Patching
 from sandshift.shim import container_events, roster, serve
-from sandshift.shim.migration import desk
+from sandshift.shim.migration import desk, destination
 from sandshift.shim.migration.books import PATCH_NOTE, Books
 from tests.conformance.mutant import instead, nothing, wrong
 
@@ -19,6 +19,8 @@ AGAIN = "Task.Create again is no error with the same values and ALREADY_EXISTS w
 CHANGES = "Task calls that would change the sandbox are refused at once while it moves"
 ANSWERS = "Task State, Connect, Pids and Wait answer while the sandbox comes"
 KILL = "Task.Kill is let through on the source until the blackout starts"
+RUNS_S = 40.0
+LINE_BYTES = 9
 TOLD = "TaskCreate is told when the sandbox runs here and not before, TaskStart never"
 
 
@@ -208,3 +210,83 @@ def _no_kill() -> Any:
 def _any_kill() -> Iterator[None]:
     with instead(desk.Desk, "require_kill_allowed", lambda _self: None):
         yield
+
+
+# Containers that run ----------------------------------------------------------------------------------------------------
+
+GOES_ON = "output of a container goes on at the destination, no byte lost and none twice"
+SOURCE_ENDS = "containers of a sandbox that has moved away exit with 255 on the source"
+BACK = "containers run on after a roll-back, no byte lost and none twice"
+BROWNOUT = "a container is killed on the source while memory flows"
+
+
+@wrong("4.4", "the source says of each stream that all of it is still to come", GOES_ON, case_s=RUNS_S)
+def _from_the_start() -> Any:
+    def freeze(self: Any) -> dict[tuple[str, int], int]:
+        return dict.fromkeys(whole(self), 0)
+
+    whole = roster.Roster.freeze
+    return instead(roster.Roster, "freeze", freeze)
+
+
+@wrong("4.4", "the destination drops a line of each stream", GOES_ON, case_s=RUNS_S)
+def _drops() -> Any:
+    def adopt(self: Any, containers: Any, patches: Any, offsets: Any) -> Any:
+        return whole(self, containers, patches, {at: offset + LINE_BYTES for at, offset in offsets.items()})
+
+    whole = roster.Roster.adopt
+    return instead(roster.Roster, "adopt", adopt)
+
+
+@wrong("4.12", "the source's containers end as if killed", SOURCE_ENDS, case_s=RUNS_S)
+def _killed() -> Any:
+    async def end_all(self: Any, exit_: Any) -> None:
+        exit_.code = 137
+        await whole(self, exit_)
+
+    whole = roster.Roster.end_all
+    return instead(roster.Roster, "end_all", end_all)
+
+
+@wrong("4.12", "the source's containers are never told to have ended", SOURCE_ENDS, case_s=RUNS_S)
+def _untold_end() -> Any:
+    return instead(container_events, "exited", lambda *_what: None)
+
+
+@wrong("4.12", "output stays frozen after a roll-back", BACK, case_s=RUNS_S)
+def _frozen() -> Any:
+    return instead(roster.Roster, "thaw", lambda _self: None)
+
+
+@wrong("4.12", "output is read on from where the source stood when it exported", BACK, case_s=RUNS_S)
+def _read_again() -> Any:
+    def thaw(self: Any) -> None:
+        for process in self.processes():
+            process._offsets[1] -= LINE_BYTES
+        whole(self)
+
+    whole = roster.Roster.thaw
+    return instead(roster.Roster, "thaw", thaw)
+
+
+@wrong(
+    "4.4",
+    "a container's files are not compared",
+    "a container with other files at the destination is refused, naming both contents",
+    case_s=RUNS_S,
+)
+def _any_files() -> Any:
+    def match(container: Any, _shape: Any, plan: Any, folders: Any = ()) -> Any:
+        return dict(zip((*container.layers, *container.mounts), (*plan.layers, *folders), strict=False))
+
+    return instead(destination, "match", match)
+
+
+@wrong("4.13", "Kill is refused while memory flows", BROWNOUT, case_s=RUNS_S)
+def _no_kill_in_brownout() -> Any:
+    return instead(desk.Desk, "require_kill_allowed", lambda self: self.require_no_session("Task.Kill"))
+
+
+@wrong("4.13", "Delete is let through while memory flows", BROWNOUT, case_s=RUNS_S)
+def _deletable() -> Any:
+    return instead(desk.Desk, "require_no_session", lambda _self, _what: None)
