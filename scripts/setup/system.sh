@@ -150,7 +150,7 @@ install_packages() {
 vm_packages() {
     [ "$(uname -m)" = x86_64 ] || die "sandboxes are x86-64 machines and this is $(uname -m): use an x86-64 host"
     find_root "./run $command"
-    vm_missing=$(missing_packages ip:iproute2 mkfs.erofs:erofs-utils zstd:zstd)
+    vm_missing=$(missing_packages ip:iproute2 mkfs.erofs:erofs-utils mkfs.ext4:e2fsprogs zstd:zstd)
     # shellcheck disable=SC2086
     [ -z "$vm_missing" ] || install_packages $vm_missing
     qemu_package
