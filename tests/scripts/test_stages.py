@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from types import ModuleType
 
@@ -94,6 +97,69 @@ def test_in_ci_a_skipped_test_has_failed_unless_it_is_optional(
     monkeypatch.setenv("CI", "true")
     assert stages.run(stage) == stages.Counts(failed=1, skipped=2)
     assert "skipped in CI: test_two::test_a: no Go" in capfd.readouterr().err
+
+
+def in_ci(monkeypatch: pytest.MonkeyPatch, folder: Path, text: str) -> object:
+    tests = folder / "test_in_ci.py"
+    tests.write_text("import pytest\n" + text)
+    monkeypatch.setenv("CI", "true")
+    return stages.run(
+        stages.pytest_stage(
+            "in-ci", "--override-ini=addopts=-q", f"--rootdir={folder}", str(tests), bound_s=60
+        )
+    )
+
+
+def test_in_ci_a_file_that_is_skipped_whole_has_failed_unless_it_is_optional(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    skipped = "pytest.skip({!r}, allow_module_level=True)\ndef test_a(): pass\n"
+    counts = in_ci(monkeypatch, tmp_path, skipped.format("needs a rocket"))
+    assert counts.failed >= 1  # type: ignore[attr-defined]
+    assert "skipped in CI: ::test_in_ci: needs a rocket" in capfd.readouterr().err
+    optional = skipped.format("optional: needs a rocket") + ""
+    counts = in_ci(monkeypatch, tmp_path, optional)
+    assert counts.skipped == 1  # type: ignore[attr-defined]
+    assert "skipped in CI" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "def test_a(): pytest.skip('not here')\n",
+        "@pytest.mark.skipif(True, reason='not here')\ndef test_a(): pass\n",
+        "@pytest.fixture\ndef thing(): pytest.skip('not here')\ndef test_a(thing): pass\n",
+        "@pytest.mark.xfail(reason='known')\ndef test_a(): assert False\n",
+        "def test_a(): pytest.importorskip('no_such_module_here')\n",
+        "@pytest.mark.parametrize('n', [pytest.param(1, marks=pytest.mark.skip(reason='later'))])\ndef test_a(n): pass\n",
+    ],
+    ids=["in the test", "by a mark", "in a fixture", "expected to fail", "a missing module", "one parameter"],
+)
+def test_in_ci_no_way_of_leaving_a_test_out_goes_unnoticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], text: str
+) -> None:
+    passing = "def test_b(): pass\n"
+    assert in_ci(monkeypatch, tmp_path, text + passing) == stages.Counts(passed=1, failed=1)
+    assert "skipped in CI: test_in_ci::test_a" in capfd.readouterr().err
+
+
+def test_every_test_is_in_exactly_one_stage_of_what_ci_runs() -> None:
+    script = (ROOT / ".ci" / "run").read_text()
+    assert "export CI=true" in script
+    assert re.findall(r"\./run (test.*)", script) == ["test", "test full"]
+    runs = (*stages.LEVELS["default"], *stages.LEVELS["full"])
+    chosen = [stage.arguments[stage.arguments.index("-m", 3) + 1] for stage in runs if stage.is_pytest]
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    known = [line.partition(":")[0] for line in pyproject["tool"]["pytest"]["ini_options"]["markers"]]
+    assert {"vm", "full"} <= set(known)
+    for values in itertools.product((False, True), repeat=len(known)):
+        marks = dict(zip(known, values, strict=True))
+        taken = [choice for choice in chosen if eval(choice, {}, marks)]
+        assert len(taken) == 1, (marks, taken)
+    paths = [
+        part for stage in runs if stage.is_pytest for part in stage.arguments if part.startswith("tests")
+    ]
+    assert paths == [], "a stage of one folder would leave out the others"
 
 
 def test_a_pytest_stage_counts_its_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
