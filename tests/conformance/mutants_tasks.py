@@ -112,6 +112,15 @@ def _first_pending() -> Any:
     return instead(Patching, "require_complete", require)
 
 
+@wrong(
+    "4.4",
+    "what an earlier import left is taken for this one's",
+    "the id of a container that an abandoned import left is taken until it is deleted",
+)
+def _leftover() -> Any:
+    return instead(roster.Roster, "has", lambda _self, _container_id: False)
+
+
 @wrong("4.15", "patches are not written down", "what was patched survives the destination's shim")
 def _unwritten() -> Any:
     async def note(self: Books, name: str, value: bytes) -> None:

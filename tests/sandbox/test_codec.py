@@ -9,7 +9,7 @@ from sandshift.sandbox.shape import Device, MachineShape
 from sandshift.wire.sandshift import state_pb2
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=12)
-NAMES = st.from_regex(r"\A[A-Za-z][A-Za-z0-9_.-]{0,20}\Z")
+NAMES = st.from_regex(r"\A[A-Za-z][A-Za-z0-9]{0,9}([_.-][A-Za-z0-9]{1,9})?\Z")
 MACS = st.builds(
     lambda first, rest: ":".join(f"{byte:02x}" for byte in (first & 0xFE, *rest)),
     st.integers(0, 255),

@@ -97,13 +97,23 @@ def test_an_old_qemu_under_kvm_is_fit():
 def test_a_container_with_a_scratch_disk_is_named():
     scratch = Device("disk3", "scsi-hd", "scsi0.0", "0:0:3", size_bytes=1 << 30)
     shape = replace(SHAPE, devices=(*SHAPE.devices, scratch))
-    sandbox = replace(SANDBOX, containers=(Container("g1", "web", writable="disk3"),))
+    sandbox = replace(SANDBOX, containers=(Container("g1", "web", writable="disk3", started=True),))
     assert lines(source_blockers(sandbox, shape)) == [
         "container.web: its changes are on a writable disk (disk3), whose content does not move; keep them in the guest's "
         "memory: create the container without annotation io.sandshift.rootfs.writable, from a snapshotter that gives "
         "read-only layers"
     ]
     assert source_blockers(sandbox, shape, mirrors_disks=True) == []
+
+
+def test_a_container_that_was_not_started_is_named():
+    sandbox = replace(SANDBOX, containers=(Container("g1", "web"), Container("g2", "db", started=True)))
+    assert lines(source_blockers(sandbox, SHAPE)) == [
+        (
+            "container.web: it was created and not started, and a Task.Start at the destination starts nothing; start or "
+            "delete it, then migrate"
+        )
+    ]
 
 
 def test_an_alias_for_a_machine_and_a_cpu_that_is_the_hosts_block():
@@ -158,7 +168,7 @@ def test_more_streams_than_fit_into_the_handover_block():
         return replace(
             SANDBOX,
             processes=processes[: count // 2],
-            containers=(Container("g", "c", 1, processes[count // 2 :]),),
+            containers=(Container("g", "c", 1, processes[count // 2 :], started=True),),
         )
 
     assert source_blockers(sandbox(142), SHAPE) == []

@@ -157,3 +157,37 @@ async def test_disks_are_known_to_a_later_shim_too(layered: TwoHosts, tmp_path: 
     await layered.d.connection.close()
     layered.d = await layered.destination.client()
     await layered.d.migration.prepare_sandbox(m.PrepareSandboxRequest(session_id=layered.session))
+
+
+async def test_a_vm_that_could_not_be_made_is_made_with_its_disks_the_next_time(
+    layered: TwoHosts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(_spec: object) -> None:
+        raise Unavailable("QEMU did not start")
+
+    await desk(layered.destination).create_task(create(tmp_path, "web"))
+    request = m.PrepareSandboxRequest(session_id=layered.session)
+    with monkeypatch.context() as patched:
+        patched.setattr(layered.destination.vmm, "start_incoming", refuse)
+        with pytest.raises(ttrpc.StatusError, match="QEMU did not start"):
+            await layered.d.migration.prepare_sandbox(request)
+    await layered.d.migration.prepare_sandbox(request)
+    assert layered.destination.server is not None
+    spec = layered.destination.server.sandbox.spec
+    assert spec is not None
+    assert {disk.device_id: str(disk.path) for disk in spec.disks}["disk1"] == "/elsewhere/web"
+
+
+async def test_the_id_of_what_an_earlier_import_left_is_taken_until_it_is_deleted(hosts: TwoHosts) -> None:
+    await desk(hosts.destination).create_task(WEB)
+    for client in (hosts.s, hosts.d):
+        await client.migration.cancel(m.CancelRequest(session_id=hosts.session))
+        await client.migration.cleanup(m.CleanupRequest(session_id=hosts.session))
+    hosts.session = "session-2"
+    await hosts.import_config((await hosts.export()).config)
+    with pytest.raises(
+        AlreadyThere, match="container new-web is in sandbox box still, from an earlier session"
+    ):
+        await desk(hosts.destination).create_task(WEB)
+    await desk(hosts.destination).sandbox.containers.delete("new-web", "")
+    assert await desk(hosts.destination).create_task(WEB) == 7

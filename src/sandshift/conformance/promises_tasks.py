@@ -194,6 +194,25 @@ async def abandoned(scene: Scene) -> None:
     require(await scene.dst.tasks.state(here("web")), NF, what="State of what was deleted")
 
 
+@case("the id of a container that an abandoned import left is taken until it is deleted", "4.4")
+async def taken_id(scene: Scene) -> None:
+    await _imported(scene, "web")
+    require(await scene.patch("web"), OK, what="Task.Create")
+    for side in Side:
+        require(await scene.shims[side].cancel(scene.session), OK, what="Cancel")
+        require(await scene.shims[side].cleanup(scene.session), OK, what="Cleanup")
+    scene.session += "-again"
+    await scene.imported()
+    require(await scene.patch("web"), AE, what="Task.Create with the id of what was abandoned")
+    for side in Side:
+        require(await scene.shims[side].cancel(scene.session), OK, what="Cancel")
+        require(await scene.shims[side].cleanup(scene.session), OK, what="Cleanup")
+    require(await scene.dst.tasks.delete(here("web")), OK, what="Task.Delete of what was abandoned")
+    scene.session += "-again"
+    await scene.imported()
+    require(await scene.patch("web"), OK, what="Task.Create with the id of what was deleted")
+
+
 # 13. Other calls during a session
 
 

@@ -117,6 +117,7 @@ def source_blockers(sandbox: Sandbox, shape: MachineShape, *, mirrors_disks: boo
     for device in shape.devices:
         if device.id not in scratch:
             found += _unmovable(device, mirrors_disks=mirrors_disks)
+    found += [_unstarted(one) for one in sandbox.containers if not one.started]
     return sorted([*found, *_too_many_streams(sandbox)])
 
 
@@ -177,6 +178,14 @@ def _scratch_disk(container: Container) -> Blocker:
         f"its changes are on a writable disk ({container.writable}), whose content does not move",
         "keep them in the guest's memory: create the container without annotation io.sandshift.rootfs.writable, from a "
         "snapshotter that gives read-only layers",
+    )
+
+
+def _unstarted(container: Container) -> Blocker:
+    return Blocker(
+        f"container.{container.container_id}",
+        "it was created and not started, and a Task.Start at the destination starts nothing",
+        "start or delete it, then migrate",
     )
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from google.protobuf.message import DecodeError
 
-from sandshift.errors import SandshiftError
+from sandshift.errors import AlreadyThere, SandshiftError
 from sandshift.sandbox.patching import patch_bytes, patch_from_bytes
 from sandshift.session.blackout import (
     Blackout,
@@ -136,6 +136,11 @@ class Destination(SessionSide):
             could not be written: repeat.
         """
         patched = self.patching.apply(patch)
+        if patched is not self.patching and self.sandbox.containers.has(patch.container_id):
+            raise AlreadyThere(
+                f"container {patch.container_id} is in sandbox {self.sandbox.sandbox_id} still, from an earlier session: "
+                "delete it first"
+            )
         container = self._container(patch.source_id)
         files = await self._files_of(container, patch)
         if patched is not self.patching:
@@ -155,6 +160,14 @@ class Destination(SessionSide):
 
     def _container(self, source_id: str) -> Container:
         return next(one for one in self.patching.sandbox.containers if one.container_id == source_id)
+
+    async def find_disks(self) -> None:
+        """What a VM that could not be made took with it is found again: the containers' disks."""
+        there = {disk.device.id for disk in self.sandbox.disks.all()}
+        for patch in self.patching.applied.values():
+            container = self._container(patch.source_id)
+            if not {*container.layers, *container.mounts} <= there:
+                self.sandbox.disks.expect(container.guest_id, await self._files_of(container, patch))
 
     async def prepare(self) -> None:
         """Make the stopped VM, waiting for the stream."""

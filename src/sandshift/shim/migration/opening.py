@@ -139,6 +139,7 @@ class Opening:
         """Raises IllegalMove naming containers that were not created here yet, Blocked naming everything that only this host
         knows to stand in the way; nothing has changed then."""
         destination.patching.require_complete()
+        await destination.find_disks()
         shape = destination.shape
         backend = Backend.qemu(shape.qemu_version, shared_memory=shape.shared_memory)
         held = AnyMessage.FromString(destination.books.config)
