@@ -210,6 +210,11 @@ def _unknown() -> Any:
 
 
 @wrong("4.13", "Kill is refused throughout", KILL)
+@wrong(
+    "4.13",
+    "Kill is refused in a session that is over but for its Cleanup",
+    "Task.Kill is let through on a source whose move was cancelled before the blackout",
+)
 def _no_kill() -> Any:
     return instead(desk.Desk, "require_kill_allowed", lambda self: self.require_no_session("Task.Kill"))
 

@@ -28,7 +28,7 @@ async def test_a_sample_of_mutants_is_caught() -> None:
 
 
 @pytest.mark.full
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 async def test_every_mutant_is_caught() -> None:
     assert await survivors(mutants.everyone()) == []
 

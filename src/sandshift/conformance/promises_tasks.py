@@ -271,3 +271,14 @@ async def kill_during(scene: Scene) -> None:
     )
     require(await scene.dst.finalize(scene.session, RESUME), OK, what="FinalizeSandbox(RESUME)")
     require(await scene.src.finalize(scene.session, STOP), OK, what="FinalizeSandbox(STOP)")
+
+
+@case("Task.Kill is let through on a source whose move was cancelled before the blackout", "4.13")
+async def kill_after_cancel(scene: Scene) -> None:
+    await scene.export()
+    if (await scene.src.tasks.state("unknown")).code == UNIMPLEMENTED:
+        raise Skipped("the shim serves no containerd.task.v3.Task")
+    require(await scene.src.cancel(scene.session), OK, what="Cancel")
+    require(await scene.src.tasks.kill("none"), NF, what="Task.Kill in Cancelled")
+    require(await scene.src.finalize(scene.session, RESUME), OK, what="FinalizeSandbox(RESUME)")
+    require(await scene.src.tasks.kill("none"), NF, what="Task.Kill in Finalized")

@@ -72,11 +72,10 @@ class Source(SessionSide):
 
     @property
     def guest_is_here(self) -> bool:
-        """It has not been stopped for its last pass, nor has what it is been given away."""
+        """It has not been stopped for its last pass, nor been given away: what is asked of it is answered here."""
         session = self.session
-        return session.party.cell is Cell.OPEN and not (
-            session.transfer.in_blackout or session.party.complete
-        )
+        mine = session.party.cell in (Cell.OPEN, Cell.KEPT)
+        return mine and not (session.transfer.in_blackout or session.party.complete)
 
     @property
     def moved_to(self) -> str:
