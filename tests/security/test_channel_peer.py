@@ -293,3 +293,54 @@ async def test_a_source_without_the_session_key_is_not_taken_in(hosts: TwoHosts,
 
 def test_the_words_above_are_those_of_the_side_that_would_be_believed() -> None:
     assert (peer_cell("source").side, peer_cell("destination").side) == (Side.DESTINATION, Side.SOURCE)
+
+
+BIG, OLD = (1 << 64) - 1, 1
+RECORDS = {
+    "times beyond all clocks": state_pb2.HandoverRecord(stopped_at_unix_us=BIG, stopped_for_us=BIG),
+    "times before all clocks": state_pb2.HandoverRecord(stopped_at_unix_us=OLD, stopped_for_us=BIG // 2),
+    "offsets that no stream has": state_pb2.HandoverRecord(
+        streams=[
+            state_pb2.StreamOffset(process_id="job", stream=1, offset=BIG),
+            state_pb2.StreamOffset(process_id="../../job", stream=BIG >> 32, offset=1),
+            state_pb2.StreamOffset(process_id="job", stream=0, offset=1),
+        ]
+    ),
+    "a digest that was not asked for": state_pb2.HandoverRecord(memory_digest=NOISE),
+}
+
+
+async def moved_with_record(hosts: TwoHosts, said: bytes) -> None:
+    """Everything is on the destination, and the source describes it with these bytes."""
+    await hosts.prepare()
+    active = hosts.source.server.desk.require_active()  # type: ignore[union-attr]
+    active.handover = lambda: said  # type: ignore[union-attr,method-assign]
+    await hosts.connect()
+    await hosts.transfer()
+
+
+@pytest.mark.parametrize("name", RECORDS)
+async def test_a_source_with_the_key_that_says_what_cannot_be_does_not_stop_the_guest(
+    hosts: TwoHosts, name: str, tmp_path: Path
+) -> None:
+    """The source was trusted with the guest; what it says of times and streams is still held to sense."""
+    source = hosts.source.server.sandbox  # type: ignore[union-attr]
+    source.processes.adopt("job", 7, ["/bin/job"], {}).outputs[1].take(0, b"said on the source")
+    await moved_with_record(hosts, RECORDS[name].SerializeToString())
+    await hosts.d.finalize(hosts.session, RESUME)
+    await hosts.s.finalize(hosts.session, STOP)
+    for client in (hosts.s, hosts.d):
+        await client.migration.cleanup(m.CleanupRequest(session_id=hosts.session))
+    assert hosts.runners() == ["destination"]
+    assert (await hosts.d.status()).vm_state == "running"
+    written = {path.name for path in tmp_path.rglob("*.log") if "destination" in str(path)}
+    assert all(path.startswith("job.") for path in written)
+
+
+async def test_a_record_that_cannot_be_read_is_no_description_of_what_came(hosts: TwoHosts) -> None:
+    await moved_with_record(hosts, b"\xff" * 100)
+    with pytest.raises(ttrpc.StatusError, match="has refused the right to run for good") as told:
+        await hosts.d.finalize(hosts.session, RESUME)
+    assert told.value.code is ttrpc.Code.FAILED_PRECONDITION
+    await hosts.s.finalize(hosts.session, RESUME)
+    assert hosts.runners() == ["source"]
