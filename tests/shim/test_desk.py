@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import ttrpc
+from sandshift.config import Limits
 from sandshift.sandbox import codec
 from sandshift.session import saved
 from sandshift.session.ids import SessionId
@@ -145,3 +146,20 @@ async def test_a_session_that_could_not_begin_is_in_nobody_s_way(hosts: TwoHosts
     await hosts.s.finalize(hosts.session, 2)
     await hosts.s.migration.cleanup(m.CleanupRequest(session_id=hosts.session))
     assert (await run(hosts, "job-2")).pid == 2
+
+
+async def test_a_change_that_does_not_end_holds_no_session_up_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with two_hosts(tmp_path, Limits(agent_reply_s=0.2)) as hosts:
+        guest = SlowGuest(monkeypatch)
+        running = run(hosts, "job")
+        await guest.starting.wait()
+        with pytest.raises(
+            ttrpc.StatusError, match=r"RunProcess of sandbox box goes on for more than 0\.2 s"
+        ) as told:
+            await hosts.export()
+        assert told.value.code is ttrpc.Code.UNAVAILABLE
+        guest.may_answer.set()
+        await running
+        assert processes_in((await hosts.export()).config, hosts.session) == ["job"]

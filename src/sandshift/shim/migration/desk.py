@@ -109,11 +109,22 @@ class Desk:
 
     @contextlib.asynccontextmanager
     async def _unchanging(self, call: Call) -> AsyncIterator[None]:
-        """No change is under way and none begins: a session may."""
+        """No change is under way and none begins: a session may.
+
+        Raises:
+            Unavailable: one goes on for longer than the guest's agent may take to answer.
+        """
+        bound_s = self.sandbox.config.migration.limits.agent_reply_s
         self._beginning = call.value
         try:
-            while self._changes:
-                await asyncio.wait(self._changes)
+            if self._changes:
+                _, left = await asyncio.wait(set(self._changes), timeout=bound_s)
+                if left:
+                    names = ", ".join(sorted(task.get_name() for task in left))
+                    raise Unavailable(
+                        f"{call.value}: {names} of sandbox {self.sandbox.sandbox_id} goes on for more than {bound_s:g} s: "
+                        "repeat when it has ended"
+                    )
             yield
         finally:
             self._beginning = ""
