@@ -13,10 +13,11 @@ import time
 from collections import deque
 from pathlib import Path
 
+from tests.faults import results
 from tests.faults.cases import CASES, Case, sample
 from tests.faults.control import play_control
 from tests.faults.figures import Figures, line
-from tests.faults.play import play
+from tests.faults.play import Played, play
 from tests.faults.scene import open_scene, shims_with_hooks
 from tests.faults.table import with_matrix
 
@@ -28,12 +29,14 @@ def main() -> int:
     logging.disable(logging.WARNING)
     for number in (signal.SIGTERM, signal.SIGINT):  # however it is ended, what it started is taken down
         signal.signal(number, signal.default_int_handler)
-    cases = _chosen(options)
+    earlier = results.read(options.results) if options.results else []
+    cases = results.still_to_play(_chosen(options), earlier)
     if options.list:
         for case in cases:
             print(f"{case.name}: {' or '.join(sorted(each.value for each in case.promises))}")
         return 0
-    figures = asyncio.run(_run(cases, options))
+    figures = asyncio.run(_run(cases, options, earlier))
+    figures.played = results.merged(earlier, figures.played)
     print(figures.text(), file=sys.stderr)
     if options.markdown:
         options.markdown.write_text(with_matrix(options.markdown.read_text(), figures))
@@ -52,7 +55,7 @@ def _chosen(options: argparse.Namespace) -> tuple[Case, ...]:
     return tuple(case for case in cases if options.only in case.name)
 
 
-async def _run(cases: tuple[Case, ...], options: argparse.Namespace) -> Figures:
+async def _run(cases: tuple[Case, ...], options: argparse.Namespace, earlier: list[Played]) -> Figures:
     figures = Figures()
     began_s = time.monotonic()
     waiting = deque(cases)
@@ -65,13 +68,14 @@ async def _run(cases: tuple[Case, ...], options: argparse.Namespace) -> Figures:
             while waiting:
                 played = await play(scene, waiting.popleft())
                 figures.played.append(played)
+                if options.results:
+                    results.write(options.results, results.merged(earlier, figures.played))
                 print(f"{len(figures.played)}/{len(cases)} {line(played)}", file=sys.stderr, flush=True)
 
     with shims_with_hooks() as program:
         async with asyncio.TaskGroup() as group:
             for number in range(options.pairs):
                 group.create_task(work(program, with_control=number == 0 and not options.no_control))
-    figures.played.sort(key=lambda played: CASES.index(played.case))
     figures.took_s = time.monotonic() - began_s
     return figures
 
@@ -88,6 +92,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="name the cases and run none")
     parser.add_argument(
         "--markdown", type=Path, metavar="FILE", help="put the matrix into this page of the documents"
+    )
+    parser.add_argument(
+        "--results",
+        type=Path,
+        metavar="FILE",
+        help="keep all results here; what is there and good is not played again",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     return parser.parse_args()

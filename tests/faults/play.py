@@ -32,6 +32,8 @@ CASE_S: Final = 240.0
 """How long one case may take on a machine under load; a quiet one needs 6 to 15 s."""
 SPRUNG_S: Final = 10.0
 """How long after the coordinator's end the step may still come."""
+TRIES_MAX: Final = 3
+"""So often a case is begun whose move ends before the step."""
 RECOVERIES_MAX: Final = 3
 """So often the coordinator is run again before it counts as failed."""
 QUIET_S: Final = 0.25
@@ -75,15 +77,35 @@ class Played:
         return not (self.clashes or self.bad_pages or self.leftovers or self.lost or self.problems)
 
 
+class NotReached(Exception):
+    """The move did not come to the step: it ended before, by itself. No fault was made, and nothing is known."""
+
+
 async def play(scene: Scene, case: Case) -> Played:
-    """Play one case; never raises for what goes wrong in it."""
-    played = Played(case)
-    began_s = time.monotonic()
+    """Play one case; never raises for what goes wrong in it.
+
+    A move that a busy machine ends before it comes to the step is none: the case is played again.
+    """
+    for _ in range(TRIES_MAX):
+        played = Played(case)
+        began_s = time.monotonic()
+        reached = await _play(scene, played)
+        played.took_s = time.monotonic() - began_s
+        if reached:
+            break
+    return played
+
+
+async def _play(scene: Scene, played: Played) -> bool:
+    """Whether it came to the step."""
     run: _Run | None = None
     try:
         async with asyncio.timeout(CASE_S):
-            run = _Run(scene, case, await scene.running_guest(), played)
+            run = _Run(scene, played.case, await scene.running_guest(), played)
             await run.play()
+    except NotReached as error:
+        played.problems.append(str(error))
+        return False
     except (Exception, TimeoutError) as error:
         played.problems.append(f"{type(error).__name__}: {error}")
     finally:
@@ -91,8 +113,7 @@ async def play(scene: Scene, case: Case) -> Played:
             await run.put_right()
         if not played.good or played.came is Promise.LOST:
             await scene.remove_everything()
-    played.took_s = time.monotonic() - began_s
-    return played
+    return True
 
 
 class _Run:
@@ -122,7 +143,8 @@ class _Run:
             async with asyncio.timeout(SPRUNG_S):
                 await self.scene.traps.sprung.wait()
         except TimeoutError:
-            raise RuntimeError(f"no shim came to the step {step.point!r}; the move: {first}") from None
+            why = f"{first.outcome.value}, {first.failed_call}: {first.reason}" if first else "no result"
+            raise NotReached(f"no shim came to the step {step.point!r}; the move: {why}") from None
         if self.scene.traps.error is not None:
             raise self.scene.traps.error
         outcome = await self._recover(first)

@@ -23,6 +23,8 @@ COLUMNS: Final = {
     Victim.CUT: "cut",
     Victim.SILENCE: "silent",
 }
+OF_THE_RUN: Final = frozenset({"seconds"})
+"""Figures that say nothing of the matrix."""
 WORDS: Final = {"moved": "D", "undone": "S", "refused": "S"}
 
 
@@ -50,7 +52,11 @@ def matrix(figures: Figures) -> str:
 
 
 def _figures(figures: Figures) -> str:
-    rows = (f"| `{name}` | {_shown(value)} |" for name, value in figures.document().items())
+    rows = (
+        f"| `{name}` | {_shown(value)} |"
+        for name, value in figures.document().items()
+        if name not in OF_THE_RUN
+    )
     return "\n".join(("| figure | |", "|---|---|", *rows, ""))
 
 

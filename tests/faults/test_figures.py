@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from tests.faults import results
 from tests.faults.cases import CASES, Promise, Victim
 from tests.faults.control import Control
 from tests.faults.figures import Figures, line
@@ -63,3 +66,16 @@ def test_the_page_keeps_its_words_and_gets_the_new_matrix() -> None:
     assert "| setup (S) |  |  |  |  |  |  |  | S 1.2 |  |" in page
     with pytest.raises(ValueError, match="the page has no line"):
         with_matrix("# Words\n", Figures([well()]))
+
+
+def test_results_come_back_from_their_file_and_only_what_failed_or_is_missing_is_played(
+    tmp_path: Path,
+) -> None:
+    failed = Played(CASES[0], problems=["no end"])
+    results.write(tmp_path / "results.json", [failed, well()])
+    earlier = results.read(tmp_path / "results.json")
+    assert earlier == [failed, well()]
+    assert results.still_to_play((CASES[0], CASES[1], CASE), earlier) == (CASES[0], CASES[1])
+    again = Played(CASES[0], came=Promise.RUNS)
+    assert results.merged(earlier, [again]) == [again, well()]
+    assert results.read(tmp_path / "none.json") == []
