@@ -14,6 +14,7 @@ from sandshift.vmm.fake_process import FakeProcess
 
 LOOK_S = 0.005
 """How often a fake guest is looked at by who waits for it, of the loop's time."""
+EVENTS_LOOK_S = 0.1
 
 
 class FakeGuest:
@@ -198,4 +199,4 @@ class FakeGuestContainers:
                 if number > last:
                     last = number
                     yield ContainerEvent(number, name, "oom", at_ns)
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(EVENTS_LOOK_S)

@@ -167,7 +167,7 @@ class FakeContainers:
         self, process_id: str, container_id: str, spec: bytes, *, terminal: bool, stdin: bool
     ) -> int:
         init = self.tasks[f"{self._container(container_id).container_id}:"]
-        if not init.started or init.exited:
+        if init.exited:
             raise IllegalMove(f"container {container_id} does not run")
         if (known := self.tasks.get(process_id)) is not None:
             return known.pid
