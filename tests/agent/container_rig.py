@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from sandshift.errors import NotFound
 from sandshift.guest.client import Guest
 from sandshift.image.template import TemplateStore, key_of
 from sandshift.sandbox.disks import DiskLayer, GuestMount, GuestRootfs
@@ -144,6 +145,10 @@ def spec(*args: str, **changes: Any) -> dict[str, Any]:
     return made
 
 
+def sh(script: str, **changes: Any) -> dict[str, Any]:
+    return spec("sh", "-c", script, **changes)
+
+
 @dataclass
 class Ward:
     """Containers of one guest, whose root is the erofs disk at `lun`."""
@@ -194,6 +199,16 @@ class Ward:
                 await self.guest.wait_process(one.process_id)
                 await self.guest.forget_process(one.process_id)
 
+    async def clear(self) -> None:
+        """End and remove every container: what a test that failed has left."""
+        left = {one.process_id.partition(":")[0] for one in await self.guest.list_processes()}
+        for container_id in left:
+            with contextlib.suppress(NotFound):
+                await self.guest.containers.resume(container_id)
+            await self.guest.signal_process(f"{container_id}:", 9)
+            await self.guest.wait_process(f"{container_id}:")
+            await self.remove(container_id)
+
     async def said(self, container_id: str, made: dict[str, Any], **how: Any) -> str:
         """What a container says from its start to its end with 0; nothing of it is left."""
         await self.run(container_id, made, **how)
@@ -218,6 +233,26 @@ class Ward:
             process_id, [], container_id=container_id, process_spec=msgspec.json.encode(process), **how
         )
         return process_id
+
+
+class Heard(Exception):
+    """Enough was said."""
+
+
+async def until_said(ward: Ward, process_id: str, word: str) -> str:
+    """Read until `word` was said, and acknowledge nothing; all that was said till then."""
+    heard = bytearray()
+
+    def take(offset: int, data: bytes) -> int:
+        heard[offset:] = data
+        if word.encode() in heard:
+            raise Heard
+        return len(heard)
+
+    async with asyncio.timeout(60):
+        with contextlib.suppress(Heard):
+            await ward.guest.follow_output(process_id, 1, lambda: 0, take)
+    return heard.decode()
 
 
 ROOT_LUN, FOLDER_LUN, SCRATCH_LUN, WHOLE_LUN, SPARE_LUN = 5, 6, 7, 8, 9

@@ -21,7 +21,9 @@ from tests.agent.container_rig import (
     WHOLE_LUN,
     Ward,
     needs_busybox,
+    sh,
     spec,
+    until_said,
     ward_of,
 )
 from tests.image import rig as rigs
@@ -42,13 +44,10 @@ async def house() -> AsyncIterator[tuple[QemuMachine, Ward]]:
             yield made
 
 
-@pytest.fixture
-def ward(house) -> Ward:
-    return house[1]
-
-
-def sh(script: str, **changes):
-    return spec("sh", "-c", script, **changes)
+@pytest_asyncio.fixture(loop_scope="module")
+async def ward(house) -> AsyncIterator[Ward]:
+    yield house[1]
+    await house[1].clear()
 
 
 async def test_a_container_is_what_its_spec_says(ward):
@@ -275,6 +274,7 @@ async def test_stdin_goes_in_and_its_end_too(ward):
 
 async def test_a_terminal_is_one_and_takes_a_size(ward):
     await ward.run("c", sh("tty; read x; stty size; echo got $x"), terminal=True, stdin=True)
+    await until_said(ward, "c:", "/dev/pts/0")
     await ward.guest.resize_terminal("c:", columns=123, rows=45)
     await ward.guest.write_input("c:", 0, b"word\n")
     said = (await ward.output("c:")).splitlines()
@@ -312,28 +312,3 @@ async def test_exec_sessions_have_their_own_user_environment_terminal_and_exit(w
     await ward.remove("c")
     with pytest.raises(NotFound, match="container c is not in the guest"):
         await ward.exec("c", "e5", "true")
-
-
-async def until_said(ward: Ward, process_id: str, word: str) -> None:
-    """Wait until it has said `word`, without taking its output."""
-    async with asyncio.timeout(60):
-        while word not in await so_far(ward, process_id):
-            await asyncio.sleep(0.02)
-
-
-async def so_far(ward: Ward, process_id: str) -> str:
-    heard = bytearray()
-
-    class Enough(Exception):
-        pass
-
-    def take(offset: int, data: bytes) -> int:
-        heard.extend(data)
-        raise Enough
-
-    try:
-        async with asyncio.timeout(0.5):
-            await ward.guest.follow_output(process_id, 1, lambda: 0, take)
-    except (Enough, TimeoutError):
-        pass
-    return heard.decode()

@@ -72,6 +72,13 @@ class Incidents:
                 self._more.clear()
                 await self._more.wait()
 
+    def close(self) -> None:
+        """Watch nobody any more."""
+        if self._descriptor >= 0:
+            asyncio.get_running_loop().remove_reader(self._descriptor)
+            os.close(self._descriptor)
+            self._descriptor = -1
+
     def _changed(self) -> None:
         """Some group has changed. Which one does not matter: there are few, and looking is cheap."""
         with contextlib.suppress(BlockingIOError):

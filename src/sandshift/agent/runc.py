@@ -23,7 +23,7 @@ ANSWERS_S: Final = 60.0
 _ENVIRONMENT: Final = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 _LOG_BYTES: Final = 64 << 10
 _PREAMBLES: Final = re.compile(
-    r"^(?:runc \w+ failed: |(?:runc did not terminate successfully: )?exit status \d+: |"
+    r"^(?:(?:runc )?\w+ failed: |(?:runc did not terminate successfully: )?exit status \d+: |"
     r"unable to start container process: |error during container init: |OCI runtime \w+ failed: )+"
 )
 _CODES: Final = (
@@ -37,7 +37,7 @@ _CODES: Final = (
         r"no space left|cannot allocate memory|too many open files|resource temporarily",
         Code.RESOURCE_EXHAUSTED,
     ),
-    (r"container with (given )?id .*exist", Code.ALREADY_EXISTS),
+    (r"container with (?:given )?(?:id|ID) .*exist", Code.ALREADY_EXISTS),
     (r"exec: .*permission denied|is a directory", Code.PERMISSION_DENIED),
 )
 """What runc says -> what the caller can do. Everything else is something in the spec that it or the kernel does not take."""

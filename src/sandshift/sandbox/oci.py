@@ -73,14 +73,14 @@ def guest_spec(spec: Mapping[str, Any], *, pod: PodShare) -> bytes:
     """
     _refuse_foreign(spec)
     process = _section("process", spec.get("process"))
-    linux = _section("linux", spec.get("linux") or {})
+    root, linux, annotations = (_part(spec, name) for name in ("root", "linux", "annotations"))
     namespaces = _namespaces(linux, pod, keeps_uts=_wants_own_hostname(spec, linux, pod))
     fitted: dict[str, Any] = {
         "ociVersion": spec.get("ociVersion", "1.0.2"),
         "process": _process(process),
-        "root": {"path": "rootfs", "readonly": bool((spec.get("root") or {}).get("readonly"))},
+        "root": {"path": "rootfs", "readonly": bool(root.get("readonly"))},
         "mounts": [one for one in split_mounts(spec).stay if not _is_pods_shm(one, linux)],
-        "annotations": dict(spec.get("annotations") or {}),
+        "annotations": annotations,
         "linux": _linux(linux, namespaces),
     }
     if any(one["type"] == "uts" for one in namespaces):
@@ -125,7 +125,7 @@ def spec_from(data: bytes) -> dict[str, Any]:
 
 
 def _refuse_foreign(spec: Mapping[str, Any]) -> None:
-    hooks = _section("hooks", spec.get("hooks") or {})
+    hooks = _part(spec, "hooks")
     if named := sorted(name for name, listed in hooks.items() if listed):
         raise Rejected(
             f"hooks.{named[0]}: programs of the host cannot run for a container in a VM: remove the hook"
@@ -146,19 +146,17 @@ def _process(process: dict[str, Any]) -> dict[str, Any]:
 
 def _wants_own_hostname(spec: Mapping[str, Any], linux: Mapping[str, Any], pod: PodShare) -> bool:
     """Whether it asks for a hostname that is not the pod's. The pod's sandbox container names the pod's."""
-    annotations = spec.get("annotations") or {}
     return (
         bool(spec.get("hostname"))
         and spec.get("hostname") != pod.hostname
-        and annotations.get(CONTAINER_TYPE_ANNOTATION) != "sandbox"
-        and {"type": "uts"} in [_without_empty_path(one) for one in linux.get("namespaces") or ()]
+        and _part(spec, "annotations").get(CONTAINER_TYPE_ANNOTATION) != "sandbox"
+        and {"type": "uts"} in _asked_namespaces(linux)
     )
 
 
 def _namespaces(linux: Mapping[str, Any], pod: PodShare, *, keeps_uts: bool) -> list[dict[str, str]]:
-    listed = [_without_empty_path(one) for one in linux.get("namespaces") or ()]
     kept: list[dict[str, str]] = []
-    for one in listed:
+    for one in _asked_namespaces(linux):
         kind, path = one.get("type", ""), one.get("path", "")
         if kind == "pid" and path:
             kept.append({"type": "pid", "path": _pid_namespace(path, pod)})
@@ -187,6 +185,13 @@ def _is_pods_shm(mount: Mapping[str, Any], linux: Mapping[str, Any]) -> bool:
     return shares and mount.get("type") == "tmpfs" and mount.get("destination") == "/dev/shm"  # noqa: S108
 
 
+def _asked_namespaces(linux: Mapping[str, Any]) -> list[dict[str, str]]:
+    listed = linux.get("namespaces") or []
+    if not isinstance(listed, list):
+        raise Rejected(f"linux.namespaces: {listed!r:.80} is no list")
+    return [_without_empty_path(one) for one in listed]
+
+
 def _pid_namespace(path: str, pod: PodShare) -> str:
     """The pod's, if it is not that of one of its containers: on the host both are named by a process."""
     parts = path.split("/")
@@ -211,16 +216,16 @@ def _linux(linux: dict[str, Any], namespaces: list[dict[str, str]]) -> dict[str,
         raise Rejected(
             f"linux.seccomp.listenerPath: {seccomp['listenerPath']} is a socket of the host: use a profile without one"
         )
-    sysctls = _section("linux.sysctl", linux.get("sysctl") or {})
+    sysctls = _part(linux, "sysctl", "linux.sysctl")
     for name in sysctls:
         if not name.startswith(_SYSCTLS):
             raise Rejected(
-                f"linux.sysctl: {name} belongs to the whole kernel: only settings of namespaces can be set"
+                f"linux.sysctl: {name!r} belongs to the whole kernel: only settings of namespaces can be set"
             )
     if sysctls:
         fitted["sysctl"] = sysctls
     fitted["namespaces"] = namespaces
-    fitted["resources"] = _resources(_section("linux.resources", linux.get("resources") or {}))
+    fitted["resources"] = _resources(_part(linux, "resources", "linux.resources"))
     return fitted
 
 
@@ -243,6 +248,11 @@ def _resources(resources: dict[str, Any]) -> dict[str, Any]:
             section = _section(f"resources.{name}", fitted[name])
             fitted[name] = {field: section[field] for field in kept if section.get(field) is not None}
     return fitted
+
+
+def _part(whole: Mapping[str, Any], name: str, field: str = "") -> dict[str, Any]:
+    """A section that may be missing."""
+    return _section(field or name, whole.get(name) or {})
 
 
 def _section(name: str, value: Any) -> dict[str, Any]:
