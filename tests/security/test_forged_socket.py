@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 import subprocess
@@ -69,11 +70,16 @@ FORGED = {
 
 
 @pytest.mark.parametrize("forged", FORGED)
-async def test_a_descriptor_that_says_what_is_not_so_is_refused(hosts: TwoHosts, forged: str) -> None:
+async def test_a_descriptor_that_says_what_is_not_so_is_refused(
+    hosts: TwoHosts, forged: str, caplog: pytest.LogCaptureFixture
+) -> None:
     changes, words = FORGED[forged]
     source, destination = channel()
     with source, destination:
-        error = await refusal_of(hosts, described(source, **changes))
+        with caplog.at_level(logging.INFO, "sandshift"):
+            error = await refusal_of(hosts, described(source, **changes))
+        who = f"CreateDuplicateSocket of process {os.getpid()} of user {os.geteuid()}"
+        assert f"{who}: INVALID_ARGUMENT: protocol_info" in caplog.text
         assert (error.code, words in error.message) == (IA, True), error.message
         await hosts.give_both(source, destination)
     await hosts.transfer()

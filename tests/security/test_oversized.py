@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import random
 import struct
 from collections.abc import AsyncIterator
@@ -117,7 +118,10 @@ NO_SESSION_IDS = {
 
 
 @pytest.mark.parametrize("name", NO_SESSION_IDS)
-async def test_a_session_id_that_is_none_is_refused_by_every_call(hosts: TwoHosts, name: str) -> None:
+async def test_a_session_id_that_is_none_is_refused_by_every_call(
+    hosts: TwoHosts, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "sandshift")
     named, migration = NO_SESSION_IDS[name], hosts.s.migration
     calls = (
         migration.prepare_and_export_sandbox(m.PrepareAndExportSandboxRequest(session_id=named)),
@@ -132,6 +136,9 @@ async def test_a_session_id_that_is_none_is_refused_by_every_call(hosts: TwoHost
     for outcome in await asyncio.gather(*calls, return_exceptions=True):
         assert isinstance(outcome, ttrpc.StatusError), outcome
         assert outcome.code is IA, outcome
+    lines = [record.getMessage() for record in caplog.records if "INVALID_ARGUMENT" in record.getMessage()]
+    assert len(lines) == len(calls)
+    assert all(line.isprintable() for line in lines)
     assert hosts.runners() == ["source"]
 
 

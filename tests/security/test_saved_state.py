@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import random
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -65,13 +66,16 @@ async def test_a_bit_that_is_wrong_anywhere_is_found(hosts: TwoHosts) -> None:
     await still_moves(hosts, config)
 
 
-async def test_a_piece_of_it_is_no_saved_state(hosts: TwoHosts) -> None:
+async def test_a_piece_of_it_is_no_saved_state(hosts: TwoHosts, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "sandshift")
     config = (await hosts.export()).config
     for size in (0, 1, 10, len(config.value) // 2, len(config.value) - 1):
         error = await refused(hosts, AnyMessage(type_url=config.type_url, value=config.value[:size]))
         assert error.code is LOST, (size, error)
     longer = AnyMessage(type_url=config.type_url, value=config.value + b"\xff")
     assert (await refused(hosts, longer)).code is LOST
+    assert caplog.text.count("DATA_LOSS: ") == 6
+    assert caplog.text.count("ImportSandbox of process") == 6
     await still_moves(hosts, config)
 
 

@@ -41,12 +41,20 @@ log = logging.getLogger("sandshift.shim")
 DRAIN_S = 2.0
 
 
+def refusal(error: SandshiftError | ttrpc.StatusError, context: ttrpc.CallContext) -> ttrpc.StatusError:
+    """What the caller is told, and the log with it: one line, whatever text of the caller's is in it."""
+    status = to_status(error)
+    who = f"process {context.peer.pid} of user {context.peer.uid}" if context.peer else "somebody"
+    log.info("%s of %s: %s", context.method.name, who, " ".join(str(status).splitlines()))
+    return status
+
+
 async def translate(request: Any, context: ttrpc.CallContext, proceed: ttrpc.UnaryNext) -> Any:
     """Our errors become statuses; anything else is our defect: its traceback is logged, and the client told so."""
     try:
         return await proceed(request, context)
     except (SandshiftError, ttrpc.StatusError) as error:
-        raise to_status(error) from error
+        raise refusal(error, context) from error
     except Exception as error:
         log.exception("%s met a defect", context.method.name)
         raise to_status(error) from error
@@ -60,7 +68,7 @@ async def translate_stream(
         async for response in proceed(request, context):
             yield response
     except (SandshiftError, ttrpc.StatusError) as error:
-        raise to_status(error) from error
+        raise refusal(error, context) from error
     except Exception as error:
         log.exception("%s met a defect", context.method.name)
         raise to_status(error) from error
