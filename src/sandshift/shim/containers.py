@@ -206,7 +206,6 @@ class Containers(Roster):
                     terminal=record.terminal,
                     stdin=record.stdin,
                 )
-                process.follow(guest)
             else:
                 await self.save()
                 await guest.containers.start(container.guest_id)
@@ -215,7 +214,9 @@ class Containers(Roster):
             if process.exec_id:
                 process.close_stdio()
             raise
-        await self.save()
+        if process.exec_id:
+            process.follow(guest)
+            await self.save()
 
     async def _take_up(self, container: LiveContainer, process: ContainerProcess) -> None:
         """An exec session that came from elsewhere has its caller here now: give it its output."""

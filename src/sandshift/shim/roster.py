@@ -109,6 +109,8 @@ class Roster:
         for record in book.containers:
             container = self._all[record.container_id] = self._live(record)
             for process in container.processes():
+                if not process.record.pid:
+                    process.record.started = False  # Its Start was not answered: it may be said again.
                 _reopen(process)
 
     # Following
