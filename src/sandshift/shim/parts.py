@@ -115,6 +115,10 @@ class Packer(Protocol):
         ...
 
 
+def host_clock_us() -> int:
+    return time.time_ns() // 1000
+
+
 @dataclass(frozen=True, slots=True)
 class Parts:
     vmm: Vmm
@@ -122,10 +126,25 @@ class Parts:
     machines: Machines
     connect_guest: Callable[[Path, float], Awaitable[Guest]]
     """The agent's client on a VM's agent socket, with the bound of a reply in seconds."""
-    clock_us: Callable[[], int] = lambda: time.time_ns() // 1000
+    clock_us: Callable[[], int] = host_clock_us
     """This host's wall clock, microseconds since the epoch: the one that QEMU's stamps are of."""
     arrival_pause_s: float = 0.5
     """How long a guest that has moved is left to its own work before its agent is asked anything: all of its code is cold,
     and its clients wait (their longest silence 363 ms in place of 566, measured with 0.8 s)."""
     packer: Packer | None = None
     """None: a shim that can have no containers."""
+
+
+class LateParts:
+    """Parts that are loaded when one of them is first needed: a shim's first answers need none."""
+
+    clock_us = staticmethod(host_clock_us)
+
+    def __init__(self, load: Callable[[], Parts]) -> None:
+        self._load = load
+        self._parts: Parts | None = None
+
+    def __getattr__(self, name: str) -> object:
+        if self._parts is None:
+            self._parts = self._load()
+        return getattr(self._parts, name)

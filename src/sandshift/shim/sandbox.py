@@ -15,11 +15,10 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from sandshift.config import Config
 from sandshift.errors import Damaged, IllegalMove, SandshiftError, Unavailable
-from sandshift.guest.client import Guest
 from sandshift.sandbox import codec
 from sandshift.sandbox.model import Sandbox
 from sandshift.sandbox.shape import MachineShape
@@ -37,6 +36,9 @@ from sandshift.shim.pod import hosts_file
 from sandshift.shim.processes import Exit, Processes
 from sandshift.shim.stopwatch import Stopwatch
 from sandshift.vmm.machine import Machine, MachineEvent, MachineSpec
+
+if TYPE_CHECKING:
+    from sandshift.guest.client import Guest
 
 log = logging.getLogger(__name__)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import logging
 import os
 import signal
 import socket
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, cast
 
 import ttrpc
 from sandshift.config import Config, load
@@ -22,10 +23,8 @@ from sandshift.shim.headless import forget, forsaken
 from sandshift.shim.identity import started_ticks_of
 from sandshift.shim.log import begin as log_begin
 from sandshift.shim.migration.desk import Desk
-from sandshift.shim.migration.opening import Opening
-from sandshift.shim.migration.restoring import restore_session
 from sandshift.shim.migration.service import MigrationService
-from sandshift.shim.parts import Parts
+from sandshift.shim.parts import LateParts, Parts
 from sandshift.shim.places import Places
 from sandshift.shim.restore import drop_unused_disks, follow_again, restore_sandbox
 from sandshift.shim.sandbox import LiveSandbox
@@ -87,7 +86,7 @@ class ShimServer:
         events: Publisher | None = None,
     ) -> None:
         self.sandbox = LiveSandbox(config, places, parts, namespace, sandbox_id, events)
-        self.desk = Desk(self.sandbox, Opening(self.sandbox))
+        self.desk = Desk(self.sandbox)
         self.shut_down = asyncio.Event()
         self.server = ttrpc.Server(unary_interceptors=(translate,), stream_interceptors=(translate_stream,))
         migration = MigrationService(self.desk)
@@ -109,6 +108,8 @@ class ShimServer:
         if not await restore_sandbox(self.sandbox):
             return
         await self.sandbox.disk.run(self.desk.remember)
+        from sandshift.shim.migration.restoring import restore_session  # noqa: PLC0415 - a fresh shim has no session
+
         active = await restore_session(self.sandbox)
         if active is not None:
             self.desk.take_up(active)
@@ -125,6 +126,7 @@ class ShimServer:
             loop.add_signal_handler(number, self.shut_down.set)
         await self.restore()
         serving = asyncio.create_task(self.server.serve(listener), name="serve")
+        settle()
         nothing_left = await self._until_shut_down(headless=headless)
         await self.server.shutdown(grace_s=DRAIN_S)
         serving.cancel()
@@ -154,6 +156,12 @@ def serve_from_start(arguments: Arguments, descriptor: int) -> None:
     serve(arguments, load(), socket.socket(fileno=descriptor))
 
 
+def settle() -> None:
+    """All that was loaded stays: the collector, which the start did without, need not look at it again."""
+    gc.freeze()
+    gc.enable()
+
+
 def serve(arguments: Arguments, config: Config, listener: socket.socket) -> None:
     """Run the shim to its end. Blocks."""
     log_begin(debug=arguments.debug)
@@ -178,12 +186,14 @@ def events_address(places: Places) -> str:
 
 
 async def _serve(arguments: Arguments, config: Config, places: Places, listener: socket.socket) -> None:
-    from sandshift.shim.real_parts import real_parts  # noqa: PLC0415 - simulations bring others
+    def load_parts() -> Parts:
+        from sandshift.shim.real_parts import real_parts  # noqa: PLC0415 - QEMU's driver and all it needs
 
+        return real_parts(config, arguments.namespace)
+
+    parts = cast("Parts", LateParts(load_parts))
     events = Publisher(events_address(places), arguments.namespace)
-    server = ShimServer(
-        config, places, real_parts(config, arguments.namespace), arguments.namespace, arguments.id, events
-    )
+    server = ShimServer(config, places, parts, arguments.namespace, arguments.id, events)
     nothing_left = await server.run(listener, headless=arguments.headless)
     if nothing_left:
         log.info("the session is over and nothing of sandbox %s is here: this shim ends itself", arguments.id)

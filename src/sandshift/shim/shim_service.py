@@ -10,8 +10,6 @@ from sandshift.errors import NotFound, Rejected, SandshiftError
 from sandshift.sandbox import codec
 from sandshift.session.ids import container_id, shown
 from sandshift.session.statement import Cell
-from sandshift.shim.migration.checks import preflight_destination, preflight_source
-from sandshift.shim.migration.views import session_report, session_status
 from sandshift.shim.output import STREAMS
 from sandshift.shim.sandbox import Life, LiveSandbox
 from sandshift.shim.sandbox_service import stamp_ns
@@ -55,6 +53,8 @@ class ShimService(shim_ttrpc.ShimService):
             response.qemu_version = shape.qemu_version
             response.accelerator = shape.accelerator
             response.memory_bytes = shape.memory_bytes
+        from sandshift.shim.migration.views import session_status  # noqa: PLC0415 - see Desk._opening
+
         session = await session_status(self._desk, request.session_id)
         if session is not None:
             response.session.CopyFrom(session)
@@ -86,6 +86,8 @@ class ShimService(shim_ttrpc.ShimService):
     async def preflight(
         self, request: shim_pb2.PreflightRequest, context: ttrpc.CallContext
     ) -> shim_pb2.PreflightResponse:
+        from sandshift.shim.migration.checks import preflight_destination, preflight_source  # noqa: PLC0415
+
         if request.description:
             return await preflight_destination(self._sandbox, request)
         return await preflight_source(self._sandbox, request)
@@ -125,6 +127,8 @@ class ShimService(shim_ttrpc.ShimService):
     async def report(
         self, request: shim_pb2.ReportRequest, context: ttrpc.CallContext
     ) -> shim_pb2.ReportResponse:
+        from sandshift.shim.migration.views import session_report  # noqa: PLC0415
+
         report = await session_report(self._desk, request.session_id)
         if report is None:
             raise NotFound(f"there is no report of session {shown(request.session_id)} on this host")

@@ -16,6 +16,7 @@ import sys
 
 from sandshift.shim.by_hand import protobuf_strings
 from sandshift.shim.ground import Ground, containerd_is_two
+from sandshift.shim.grouping import pod_of_bundle
 from sandshift.shim.identity import started_ticks_of
 
 TYPE_CHECKING = False
@@ -167,9 +168,14 @@ def _leave_no_core() -> None:
 def start(arguments: Arguments, ground: Ground) -> bytes:
     """Start the shim of sandbox `arguments.id`, or find the one that lives. Returns what to print."""
     stdin = b"" if arguments.headless else _read_stdin()
-    path = ground.shim_socket(arguments.namespace, arguments.id)
+    pod = "" if arguments.headless else pod_of_bundle("config.json")
+    path = ground.shim_socket(arguments.namespace, pod or arguments.id)
     address = f"unix://{path}"
     answer = answer_of_start(address, stdin=stdin, arguments=arguments, environment=os.environ, ground=ground)
+    if pod and pod != arguments.id:
+        _require_pod(pod, path)
+        _try(lambda: _write("address", address))
+        return answer
     listener = bind(path)
     if listener is not None:
         run_dir = ground.sandbox_run_dir(arguments.namespace, arguments.id)
@@ -184,6 +190,17 @@ def start(arguments: Arguments, ground: Ground) -> bytes:
     if os.path.exists("config.json"):  # noqa: PTH110
         _try(lambda: _write("address", address))
     return answer
+
+
+def _require_pod(pod: str, path: str) -> None:
+    """Raises Unavailable: a container of a pod has no shim but the pod's."""
+    if not _somebody_answers(path):
+        from sandshift.errors import Unavailable  # noqa: PLC0415 - loaded only where it is needed
+        from sandshift.identifiers import shown  # noqa: PLC0415
+
+        raise Unavailable(
+            f"the shim of pod {shown(pod)} does not answer at {path}: start the pod's sandbox container first"
+        )
 
 
 def _try(write: Callable[[], None]) -> None:
@@ -206,12 +223,24 @@ def _read_stdin() -> bytes:
     return found
 
 
+def _load_lightly() -> None:
+    """Load asyncio without `ssl`, which nothing here uses (QEMU encrypts), and without the collector: a third of the time."""
+    import gc  # noqa: PLC0415
+
+    gc.disable()  # Until everything is loaded: serve.py, settle().
+    sys.modules["ssl"] = None  # type: ignore[assignment]
+    import asyncio  # noqa: F401, PLC0415
+
+    del sys.modules["ssl"]
+
+
 def _serve(arguments: Arguments, listener: _socket.socket, run_dir: str) -> None:
     """The child: never returns."""
     code = 1
     try:
         _detach(f"{run_dir}/shim.log")
         _leave_no_core()
+        _load_lightly()
         from sandshift.shim.serve import serve_from_start  # noqa: PLC0415 - only the child pays for it
 
         serve_from_start(arguments, listener.detach())

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeGuard, TypeVar
 
 from sandshift.errors import IllegalMove, NoRoom, SandshiftError, Unavailable
 from sandshift.session.states import Action, Call, Outcome, Side, Standing, State, check
 from sandshift.shim.migration import last
-from sandshift.shim.migration.destination import Destination
-from sandshift.shim.migration.source import Source
 
 if TYPE_CHECKING:
     from google.protobuf.any_pb2 import Any as AnyMessage
@@ -27,7 +26,9 @@ if TYPE_CHECKING:
     from sandshift.session.descriptor import Descriptor
     from sandshift.session.record import Entry
     from sandshift.session.statement import Cell
+    from sandshift.shim.migration.destination import Destination
     from sandshift.shim.migration.opening import Opening
+    from sandshift.shim.migration.source import Source
     from sandshift.shim.sandbox import LiveSandbox
     from sandshift.wire.migration import messages_pb2
 
@@ -41,11 +42,18 @@ ORPHAN_LOOK_S: Final = 1.0
 BACK: Final = {Side.SOURCE: Call.RESUME, Side.DESTINATION: Call.STOP}
 
 
+def is_source(active: Source | Destination | None) -> TypeGuard[Source]:
+    return active is not None and active.session.side is Side.SOURCE
+
+
+def is_destination(active: Source | Destination | None) -> TypeGuard[Destination]:
+    return active is not None and active.session.side is Side.DESTINATION
+
+
 class Desk:
-    def __init__(self, sandbox: LiveSandbox, opening: Opening) -> None:
+    def __init__(self, sandbox: LiveSandbox) -> None:
         self.sandbox = sandbox
         self.active: Source | Destination | None = None
-        self._opening = opening
         self.last = last.LastSession()
         self._turn = asyncio.Lock()
         self._beginning = ""
@@ -57,6 +65,13 @@ class Desk:
         self._quiet_since_s = time.monotonic()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._task_orphan: asyncio.Task[None] | None = None
+
+    @functools.cached_property
+    def _opening(self) -> Opening:
+        """What a session is made with: loaded when there is one, since most shims never have any."""
+        from sandshift.shim.migration.opening import Opening  # noqa: PLC0415
+
+        return Opening(self.sandbox)
 
     # What everybody may ask
 
@@ -81,13 +96,13 @@ class Desk:
 
     def require_kill_allowed(self) -> None:
         """Task.Kill is let through on the source until the blackout starts: the guest runs there until then (contract 4.13)."""
-        if isinstance(self.active, Source) and not self._beginning and self.active.guest_is_here:
+        if is_source(self.active) and not self._beginning and self.active.guest_is_here:
             return
         self.require_no_session("Task.Kill")
 
     def require_guest_here(self, what: str) -> None:
         """Refuse at once what asks the guest while it is on its way, or not here yet."""
-        if isinstance(self.active, Source) and self.active.guest_is_here:
+        if is_source(self.active) and self.active.guest_is_here:
             return
         self.require_no_session(what)
 
@@ -193,7 +208,7 @@ class Desk:
         if check(Call.PREPARE, self.standing, request.session_id) is Outcome.NO_EFFECT:
             return
         active = self.require_active()
-        assert isinstance(active, Destination)
+        assert is_destination(active)
         await self._opening.prepare(request, active)
 
     async def create_task(self, patch: Patch) -> int:
@@ -204,15 +219,16 @@ class Desk:
     async def _create_task(self, patch: Patch) -> int:
         check(Call.CREATE_TASK, self.standing, None)
         active = self.require_active()
-        assert isinstance(active, Destination)
+        assert is_destination(active)
         return await active.patch(patch)
 
     def patched_pid(self, container_id: str) -> int | None:
         """The saved pid of a container that was created here for one of the source; None if this session has none such."""
-        if not isinstance(self.active, Destination):
+        active = self.active
+        if not is_destination(active):
             return None
-        patch = self.active.patching.patched_as(container_id)
-        return self.active.patching.pid_of(patch.source_id) if patch is not None else None
+        patch = active.patching.patched_as(container_id)
+        return active.patching.pid_of(patch.source_id) if patch is not None else None
 
     async def give_socket(self, session_id: str, descriptor: Descriptor) -> None:
         self._refuse_while_cancelling(Call.CREATE_DUPLICATE_SOCKET, session_id)
@@ -223,7 +239,7 @@ class Desk:
         active = self.require_active()
         waiting = active.session.state is State.SOCKET_WAITING
         await active.give_socket(descriptor)
-        if isinstance(active, Destination) and not waiting:
+        if is_destination(active) and not waiting:
             # It receives from the moment that it is prepared and has the socket, whoever calls what (contract 4.7).
             active.begin_transfer(active.bounds.socket_wait_s)
 
@@ -249,7 +265,7 @@ class Desk:
         active = self.require_active()
         active.head_was_seen()
         transfer = active.session.transfer
-        if isinstance(active, Destination) and not transfer.arrived.is_set():
+        if is_destination(active) and not transfer.arrived.is_set():
             await self._wait_for_arrival(active)
             if not transfer.arrived.is_set() and not transfer.done.done():
                 return
