@@ -82,7 +82,12 @@ def test_a_delete_response_is_what_protobuf_would_write(value: int) -> None:
 
 
 def test_info_names_the_runtime() -> None:
-    assert protobuf_strings(runtime_info())[1] == b"io.containerd.sandshift.v2"
+    told = protobuf_strings(runtime_info())
+    assert told[1] == b"io.containerd.sandshift.v2"
+    assert protobuf_strings(told[5]) == {
+        1: b"containerd.io/runtime-allow-mounts",
+        2: b"erofs,ext4,format/*,mkdir/*,overlay",
+    }
 
 
 def test_a_living_shim_keeps_its_socket_and_a_dead_one_s_is_taken(tmp_path: Path) -> None:
