@@ -169,6 +169,10 @@ def start(arguments: Arguments, ground: Ground) -> bytes:
     """Start the shim of sandbox `arguments.id`, or find the one that lives. Returns what to print."""
     stdin = b"" if arguments.headless else _read_stdin()
     pod = "" if arguments.headless else pod_of_bundle("config.json")
+    if pod:
+        from sandshift.identifiers import identifier  # noqa: PLC0415 - only containers of pods pay for it
+
+        identifier("annotation io.kubernetes.cri.sandbox-id", pod)
     path = ground.shim_socket(arguments.namespace, pod or arguments.id)
     address = f"unix://{path}"
     answer = answer_of_start(address, stdin=stdin, arguments=arguments, environment=os.environ, ground=ground)
