@@ -26,6 +26,7 @@ LIMITS: Final = {
     "qmp_command_s": 5.0,
     "agent_reply_s": 0.6,
     "handover_frame_s": 0.3,
+    "containers_max": 4,
     "subscribers_max": 16,
 }
 """Short enough to be waited for. A VM's silence outlasts the bound of a Cancel, so that each can be told from the other."""

@@ -67,7 +67,7 @@ def _talkative() -> Any:
     "4.8",
     "all progress is kept",
     "notifications keep the newest 64 of progress, and every phase",
-    case_s=60.0,
+    case_s=90.0,
 )
 def _hoarder() -> Any:
     return instead(record, "PROGRESS_KEPT_MAX", 10**6)
@@ -77,7 +77,7 @@ def _hoarder() -> Any:
     "4.8",
     "the oldest progress is kept",
     "notifications keep the newest 64 of progress, and every phase",
-    case_s=60.0,
+    case_s=90.0,
 )
 def _old_news() -> Any:
     def oldest(entries: Any) -> list[Any]:

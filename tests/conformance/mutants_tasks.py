@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from types import MappingProxyType
 from typing import Any
 
+import msgspec
+
 from sandshift.errors import AlreadyThere, IllegalMove
 from sandshift.sandbox.patching import Patching
-from sandshift.shim import container_events, roster, serve
+from sandshift.shim import container_events, containers, roster, serve
 from sandshift.shim.migration import desk, destination
 from sandshift.shim.migration.books import PATCH_NOTE, Books
 from tests.conformance.mutant import instead, nothing, wrong
@@ -304,3 +306,21 @@ def _no_kill_in_brownout() -> Any:
 @wrong("4.13", "Delete is let through while memory flows", BROWNOUT, case_s=RUNS_S)
 def _deletable() -> Any:
     return instead(desk.Desk, "require_no_session", lambda _self, _what: None)
+
+
+@wrong(
+    "5",
+    "a sandbox may have any number of containers",
+    "limit: one Task.Create too many is RESOURCE_EXHAUSTED and harms nothing",
+    case_s=RUNS_S,
+)
+def _any_number() -> Any:
+    async def create(self: Any, order: Any) -> int:
+        limits = self._sandbox.config.migration.limits
+        raised = msgspec.structs.replace(limits, containers_max=1000)
+        with instead(type(self._sandbox.config.migration), "limits", raised):
+            pid: int = await whole(self, order)
+        return pid
+
+    whole = containers.Containers.create
+    return instead(containers.Containers, "create", create)

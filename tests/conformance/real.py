@@ -29,6 +29,7 @@ LIMITS: Final = {
     "qmp_command_s": 8.0,
     "agent_reply_s": 8.0,
     "handover_frame_s": 3.0,
+    "containers_max": 4,
 }
 """Short enough to be waited for, long enough for a machine under load."""
 WRITE_MIB: Final = 16

@@ -10,6 +10,7 @@ import re
 from typing import Final
 
 from sandshift.conformance.answers import FP, OK, Broken, Skipped, hold, require
+from sandshift.conformance.bounds import limit
 from sandshift.conformance.cases import case
 from sandshift.conformance.events import listening
 from sandshift.conformance.scene import Scene, here
@@ -154,3 +155,19 @@ async def other_files(scene: Scene) -> None:
     both = set(re.findall(r"sha256:[0-9a-f]{64}", answer.message))
     hold(len(both) == 2, f"it does not name both contents: {answer.message!r}")
     hold(await scene.dst.state() == "DestinationImported", "a refused Task.Create changed the state")
+
+
+@case("limit: one Task.Create too many is RESOURCE_EXHAUSTED and harms nothing", "5", moves=True)
+async def too_many(scene: Scene) -> None:
+    most = int(limit(scene, "containers_max"))
+    if not scene.target.bundle:
+        raise Skipped("no --bundle: there is no container that could run")
+    scene.spoil()
+    bundle = await asyncio.to_thread(scene.bundles.make, {}, scene.target.bundle)
+    for number in range(most):
+        answer = await scene.src.tasks.create(bundle, f"{NAME}-{number}")
+        require(answer, OK, what=f"Task.Create {number + 1} of {most}")
+    answer = await scene.src.tasks.create(bundle, NAME)
+    require(answer, "RESOURCE_EXHAUSTED", what=f"Task.Create {most + 1} of {most}")
+    require(await scene.src.tasks.delete(f"{NAME}-0"), OK, what="Task.Delete")
+    require(await scene.src.tasks.create(bundle, NAME), OK, what="Task.Create after a Delete")
