@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T", Source, Destination)
 
+GUEST_ROOT: Final = "disk0"
 UNKNOWN_BACKEND: Final = Backend("QEMU", memory_digest=True)
 
 
@@ -49,8 +50,8 @@ def init_options(
 
 
 def require_room(model: Sandbox, shape: MachineShape, limits: Limits) -> None:
-    """Raises NoRoom for more containers or disks than one sandbox may move with (contract 5)."""
-    disks = sum(device.size_bytes > 0 for device in shape.devices)
+    """Raises NoRoom for more containers or disks, beside the guest's own root, than one sandbox may move with (contract 5)."""
+    disks = sum(device.size_bytes > 0 and device.id != GUEST_ROOT for device in shape.devices)
     check_room(model, disks=disks, containers_max=limits.containers_max, disks_max=limits.disks_max)
 
 
