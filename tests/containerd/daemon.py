@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -24,6 +25,7 @@ TOOLS: Final = INSTALLED / "tools" / "usr"
 CNI_PLUGINS: Final = TOOLS / "lib" / "cni"
 T = TypeVar("T")
 RUNTIME: Final = "io.containerd.sandshift.v2"
+HOWTO: Final = ROOT / "docs" / "howto" / "containerd.md"
 READY_S: Final = 20.0
 COMMAND_S: Final = 60.0
 STOP_S: Final = 10.0
@@ -42,11 +44,7 @@ disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.internal.v1.
   enable_selinux = false
   [plugins."io.containerd.cri.v1.runtime".containerd]
     default_runtime_name = "sandshift"
-    [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.sandshift]
-      runtime_type = "io.containerd.sandshift.v2"
-      sandboxer = "shim"
-      pod_annotations = ["io.sandshift.*", "io.microsoft.*"]
-      container_annotations = ["io.sandshift.*", "io.microsoft.*"]
+{runtime}
     [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
       runtime_type = "io.containerd.runc.v2"
   [plugins."io.containerd.cri.v1.runtime".cni]
@@ -108,7 +106,9 @@ class Containerd:
         for folder in ("bin", "cni"):
             (self.folder / folder).mkdir(parents=True, exist_ok=True)
         config = CONFIG_NEW if self.kind == "new" else CONFIG_OLD
-        (self.folder / "config.toml").write_text(config.format(folder=self.folder, cni=CNI_PLUGINS))
+        (self.folder / "config.toml").write_text(
+            config.format(folder=self.folder, cni=CNI_PLUGINS, runtime=documented("toml containerd"))
+        )
         (self.folder / "sandshift.toml").write_text(
             SANDSHIFT.format(folder=self.folder, name=self.name, more=more)
         )
@@ -194,6 +194,16 @@ def eventually(found: Callable[[], T], *, bound_s: float = 30.0) -> T:
         assert time.monotonic() < deadline_s, "it did not come about"
         time.sleep(LOOK_S)
     return value
+
+
+def documented(kind: str) -> str:
+    """The first block of that kind in our how-to: what it tells is what runs here."""
+    return next(text for named, text in blocks() if named == kind)
+
+
+def blocks() -> list[tuple[str, str]]:
+    """The how-to's blocks in order: what stands behind the ticks ("sh a"), and the text."""
+    return re.findall(r"^```(\w[^\n]*)\n(.*?)^```", HOWTO.read_text(), re.MULTILINE | re.DOTALL)
 
 
 def mounts_below(folder: Path) -> list[str]:
