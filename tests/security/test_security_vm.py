@@ -176,6 +176,7 @@ async def test_qemus_that_meet_strangers_go_back_to_where_they_were(lab: Lab) ->
         assert await hosts.boot_id(hosts.d) == boot_id
 
 
+@pytest.mark.full
 async def test_a_network_that_changes_one_byte_is_found_by_the_encryption(lab: Lab) -> None:
     async with pair(lab, dirty_mib=20) as hosts:
         await hosts.prepare()
@@ -216,6 +217,7 @@ async def relay(near: socket.socket, far: socket.socket, *, change_at: int = -1)
         far.shutdown(socket.SHUT_WR)
 
 
+@pytest.mark.full
 async def test_what_goes_over_the_network_shows_nothing_of_the_guest(lab: Lab) -> None:
     """A pattern that the guest's memory is full of is not in the bytes between the hosts."""
     from sandshift.fleet.launch import run_process  # noqa: PLC0415
