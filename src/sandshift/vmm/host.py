@@ -79,11 +79,15 @@ async def survey(vm: Vm, cache_dir: Path, kernel: Path | None = None) -> Hypervi
         raise Blocked("this host cannot run sandboxes", missing)
     cache = _Cache(cache_dir / CACHE_FOLDER, await asyncio.to_thread(_identity, vm))
     accelerator = await _accelerator(vm, cache, kernel)
-    version = await asyncio.to_thread(_version, vm)
+    name = f"{accelerator}-{vm.cpu_model or 'default'}"
+    kept = await asyncio.to_thread(cache.get, name, Hypervisor)
+    # What is kept is of this very program: it need not be run to tell its version.
+    version = (
+        hypervisor.parse_version(f"version {kept.version}") if kept else await asyncio.to_thread(_version, vm)
+    )
     if too_old := hypervisor.version_blockers(version, accelerator):
         raise Blocked("this host cannot run sandboxes", too_old)
-    name = f"{accelerator}-{vm.cpu_model or 'default'}"
-    if (kept := await asyncio.to_thread(cache.get, name, Hypervisor)) is not None:
+    if kept is not None:
         return kept
     found = await _ask(vm, accelerator)
     await asyncio.to_thread(cache.put, name, found)
