@@ -78,6 +78,19 @@ async def test_what_was_delivered_is_skipped_and_a_gap_is_refused(sink: FifoSink
     os.close(reader)
 
 
+async def test_whether_anybody_reads_is_seen_and_nothing_is_lost_by_looking(sink: FifoSink, fifo: Path):
+    sink.take(0, b"kept")
+    assert not sink.has_reader()
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    assert sink.has_reader()
+    assert os.read(reader, 100) == b"kept"
+    os.close(reader)
+    assert not sink.has_reader()
+    assert sink.take(4, b"still written") == 17
+    fifo.unlink()
+    assert not sink.has_reader()
+
+
 async def test_a_full_fifo_takes_part_and_says_when_there_is_room(sink: FifoSink, fifo: Path):
     data = bytes(range(256)) * 8192
     taken = sink.take(0, data)

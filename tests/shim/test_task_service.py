@@ -186,6 +186,22 @@ async def test_a_running_container_is_not_deleted(client: HostClient, make):
     assert await status(client, "c1") == "RUNNING"
 
 
+async def test_a_delete_waits_for_a_reader_and_for_nobody(client: HostClient, make):
+    for name, is_read in (("c1", False), ("c2", True)):
+        bundle = make(name, ["say", "x" * 1000], reads=False)
+        if not is_read:
+            bundle.stdout.close()
+        await run(client.task, bundle)
+        await client.task.wait(pb.WaitRequest(id=name), timeout_s=5)
+        deleting = asyncio.create_task(client.task.delete(pb.DeleteRequest(id=name), timeout_s=10))
+        done, _ = await asyncio.wait([deleting], timeout=2 if not is_read else 0.3)
+        assert bool(done) is not is_read
+        if is_read:
+            bundle.stdout.read()
+            assert await bundle.stdout.all() == b"x" * 1000 + b"\n"
+        await deleting
+
+
 async def test_a_container_that_was_never_started_is_deleted_at_once(
     client: HostClient, host: FakeHost, make
 ):

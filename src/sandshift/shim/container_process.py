@@ -216,8 +216,8 @@ class ContainerProcess:
         self._on_exit(self)
 
     async def drain(self) -> None:
-        """The process has ended: wait until its output is through, for DRAIN_S at most."""
-        if self._tasks:
+        """The process has ended: wait until its output is through, for DRAIN_S at most, if there is somebody to take it."""
+        if self._tasks and any(sink.has_reader() for sink in self._sinks.values()):
             await asyncio.wait(self._tasks, timeout=DRAIN_S)
 
     async def let_go(self) -> None:

@@ -79,6 +79,10 @@ class Sink(ABC):
         """The stream has ended: wait until its reader has everything."""
         return
 
+    def has_reader(self) -> bool:
+        """Whether it is of use to wait until everything is taken."""
+        return True
+
     @abstractmethod
     def close(self) -> None:
         """Nothing more comes. Idempotent."""
@@ -127,6 +131,7 @@ class FifoSink(Sink):
 
     def __init__(self, path: Path, offsets: Offsets, stream: int) -> None:
         super().__init__(offsets, stream)
+        self._path = path
         self._keeper, self._descriptor = _open_fifo(path)
         with contextlib.suppress(OSError):
             fcntl.fcntl(self._descriptor, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
@@ -147,6 +152,22 @@ class FifoSink(Sink):
             if not left[0]:
                 return
             await asyncio.sleep(DRAIN_LOOK_S)
+
+    def has_reader(self) -> bool:
+        """Whether anybody but us has it open. What is in it stays, whatever the answer."""
+        if self._keeper < 0:
+            return False
+        os.close(self._keeper)
+        self._keeper = -1
+        try:
+            os.close(os.open(self._path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+        except OSError:  # ENXIO: nobody reads; or the fifo is gone.
+            found = False
+        else:
+            found = True
+        with contextlib.suppress(OSError):
+            self._keeper = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        return found
 
     def close(self) -> None:
         for descriptor in (self._descriptor, self._keeper):
