@@ -23,8 +23,8 @@ from tests.lab import Lab, open_lab
 from tests.system.pair import DIRTIER, NAMESPACE, SANDBOX, Pair, pair
 
 LIMITS: Final = {
-    "stall_s": 4.0,
-    "orphan_s": 8.0,
+    "stall_s": 8.0,
+    "orphan_s": 9.0,
     "cancel_s": 4.0,
     "qmp_command_s": 8.0,
     "agent_reply_s": 8.0,
