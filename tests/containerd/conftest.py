@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,8 +12,9 @@ import pytest
 from sandshift.config import Config
 from sandshift.image import build
 from tests.containerd.cri import Cri
-from tests.containerd.daemon import INSTALLED, Containerd, containerd
-from tests.containerd.network import point_to_point
+from tests.containerd.daemon import INSTALLED, Containerd, containerd, short_folder
+from tests.containerd.hosts import ADDRESS, Host, open_host
+from tests.containerd.network import Hosts, point_to_point, two_hosts
 from tests.needs import needs_root
 
 __all__ = ["needs_root"]
@@ -27,13 +26,6 @@ def needs() -> None:
     if not (INSTALLED / "new" / "usr" / "bin" / "containerd").exists():
         pytest.skip("needs the containerds: ./run setup containerd fetches them")
     build.build(Path(Config().places.cache_dir))
-
-
-@contextlib.contextmanager
-def short_folder() -> Iterator[Path]:
-    """Sockets' paths have room for 106 bytes."""
-    with tempfile.TemporaryDirectory(prefix="ctd-", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        yield Path(folder)
 
 
 @pytest.fixture(scope="module")
@@ -57,3 +49,21 @@ def cri(pods: Containerd) -> Iterator[Cri]:
     client = Cri(pods.socket)
     yield client
     client.close()
+
+
+@pytest.fixture(scope="module")
+def network() -> Iterator[Hosts]:
+    with two_hosts(f"ctd-m{os.getpid()}") as hosts:
+        yield hosts
+
+
+@pytest.fixture(scope="module")
+def a(network: Hosts) -> Iterator[Host]:
+    with open_host("a", network.a, network.address_a, ADDRESS) as host:
+        yield host
+
+
+@pytest.fixture(scope="module")
+def b(network: Hosts) -> Iterator[Host]:
+    with open_host("b", network.b, network.address_b, ADDRESS) as host:
+        yield host

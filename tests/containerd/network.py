@@ -77,7 +77,9 @@ def two_hosts(prefix: str) -> Iterator[Hosts]:
         )
         ip("link", "set", "switch", "up", namespace=hosts.client)
         for host, address in ((hosts.a, hosts.address_a), (hosts.b, hosts.address_b)):
-            ip("link", "add", BRIDGE, "type", "bridge", namespace=host)
+            # An address of its own: a bridge's is that of one of its ports, and changes as pods come and go.
+            mac = f"02:00:00:00:01:{address.rpartition('.')[2]:0>2}"
+            ip("link", "add", BRIDGE, "address", mac, "type", "bridge", namespace=host)
             ip("address", "add", f"{address}/{PREFIX_LENGTH}", "dev", BRIDGE, namespace=host)
             ip("link", "set", BRIDGE, "up", namespace=host)
             ip(

@@ -85,8 +85,10 @@ class Pod:
         if not self.id:
             return
         for container in self.containers:
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(grpc.RpcError):
                 self.cri.stop_container(container_id=container, timeout=0)
-                self.cri.remove_container(container_id=container)
+            # One whose shim has died is known to have ended only when its root file system could be unmounted.
+            eventually(lambda one=container: self.status(one).state != RUNNING)
+            self.cri.remove_container(container_id=container)
         self.cri.stop_pod_sandbox(pod_sandbox_id=self.id)
         self.cri.remove_pod_sandbox(pod_sandbox_id=self.id)

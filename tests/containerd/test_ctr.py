@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.containerd.conftest import short_folder
 from tests.containerd.cri import IMAGE
-from tests.containerd.daemon import INSTALLED, RUNTIME, Containerd, containerd, eventually
+from tests.containerd.daemon import INSTALLED, RUNTIME, Containerd, containerd, eventually, short_folder
 from tests.needs import needs_root
 
 pytestmark = [pytest.mark.containerd, pytest.mark.vm, pytest.mark.timeout(300), needs_root]

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.containerd.conftest import short_folder
-from tests.containerd.daemon import ROOT, Containerd, blocks, containerd
+from tests.containerd.daemon import ROOT, Containerd, blocks, containerd, short_folder
 from tests.containerd.network import two_hosts
 from tests.needs import needs_root
 

@@ -2,88 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
 import socket
 import subprocess
-import sys
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 
 from sandshift.net import run_in
-from tests.containerd.conftest import short_folder
-from tests.containerd.cri import Cri, pod_config
-from tests.containerd.daemon import Containerd, containerd, eventually
-from tests.containerd.network import Hosts, bridged, two_hosts
+from tests.containerd.daemon import eventually
+from tests.containerd.hosts import ADDRESS, DESTINATION, SOURCE, Host, migrate, open_host
+from tests.containerd.network import Hosts
 from tests.containerd.pod import NOT_READY, READY, RUNNING, Pod
 from tests.needs import needs_root
 
 pytestmark = [pytest.mark.containerd, pytest.mark.vm, pytest.mark.timeout(400), needs_root]
 
-ADDRESS = "10.78.0.50"
 PORT = 7000
-DESTINATION = {"io.sandshift.migration.destination": "true"}
-SOURCE = "io.microsoft.migration.source-container-id"
 COUNT = "n=0; while true; do n=$((n+1)); echo line $n; test $((n % 50)) = 0 && usleep 20000; done"
 MOVE_S = 120
-
-
-@dataclass
-class Host:
-    daemon: Containerd
-    cri: Cri
-
-    def pod(self, name: str, **more: object) -> Pod:
-        pod = Pod(self.daemon, self.cri, pod_config(name, logs=self.daemon.folder / "logs", **more))
-        pod.begin()
-        return pod
-
-
-@pytest.fixture(scope="module")
-def network() -> Iterator[Hosts]:
-    with two_hosts(f"ctd-m{os.getpid()}") as hosts:
-        yield hosts
-
-
-def open_host(
-    name: str, namespace: str, address: str, pod_address: str
-) -> contextlib.AbstractContextManager[Host]:
-    @contextlib.contextmanager
-    def opened() -> Iterator[Host]:
-        more = f'network_namespace = "{namespace}"\nmigration_address = "{address}"'
-        with (
-            short_folder() as folder,
-            containerd(
-                "new",
-                folder,
-                name=name,
-                network_namespace=namespace,
-                cni=bridged(pod_address),
-                sandshift=more,
-            ) as daemon,
-        ):
-            client = Cri(daemon.socket)
-            yield Host(daemon, client)
-            client.close()
-
-    return opened()
-
-
-@pytest.fixture(scope="module")
-def a(network: Hosts) -> Iterator[Host]:
-    with open_host("a", network.a, network.address_a, ADDRESS) as host:
-        yield host
-
-
-@pytest.fixture(scope="module")
-def b(network: Hosts) -> Iterator[Host]:
-    with open_host("b", network.b, network.address_b, ADDRESS) as host:
-        yield host
 
 
 @dataclass
@@ -129,21 +67,6 @@ class Caller:
         assert self._thread is not None
         self._thread.join(40)
         return [int(line) for line in self.heard]
-
-
-def migrate(source: Pod, destination: Pod) -> subprocess.Popen[bytes]:
-    """`sandshift migrate`, as a person or an operator calls it."""
-    command = [str(Path(sys.executable).parent / "sandshift")]
-    command += ["migrate", source.id, "--config", str(source.daemon.folder / "sandshift.toml")]
-    command += ["--to", str(destination.daemon.folder / "sandshift.toml"), "--namespace", "k8s.io"]
-    command += ["--as", destination.id, "--keep-shim"]
-    return subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
 
 
 def moved(source: Pod, destination: Pod, twins: dict[str, str]) -> None:
