@@ -206,7 +206,7 @@ class LiveSandbox:
                 self.machine.agent_socket, self.config.migration.limits.agent_reply_s
             )
         except BaseException:
-            await self._tear_down()
+            await self._tear_down(keep_disks=True)
             raise
         self.model = model
         self.watch()
@@ -275,7 +275,8 @@ class LiveSandbox:
             if event.name == "DEAD":
                 return
 
-    async def _tear_down(self) -> None:
+    async def _tear_down(self, *, keep_disks: bool = False) -> None:
+        """`keep_disks`: those of containers that were created here for a sandbox that comes stay known: it may come yet."""
         self.end_expected = True
         await self.processes.let_go()
         await self.containers.let_go()
@@ -290,7 +291,8 @@ class LiveSandbox:
         if self.spec is not None:
             await self.booter.release(self.spec)
             self.spec = None
-        self.disks.forget()
+        if not keep_disks:
+            self.disks.forget()
         self.end_expected = False
 
     def watch(self) -> None:
@@ -360,7 +362,8 @@ class LiveSandbox:
         A shim that began while the guest stood still has nothing but files: the agent cannot be asked.
         """
         processes = self.processes
-        own = processes.freeze() if processes.followed else processes.offsets_on_disk()
+        on_disk = {} if processes.followed else processes.offsets_on_disk()
+        own = {**on_disk, **processes.freeze()}
         return {**own, **self.containers.freeze()}
 
     def thaw_output(self) -> None:
