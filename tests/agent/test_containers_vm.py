@@ -120,6 +120,18 @@ async def test_a_container_that_was_never_started_can_be_deleted(ward):
         await ward.guest.containers.start("c")
 
 
+async def test_deleting_what_is_being_made_waits_for_it(ward):
+    making = asyncio.create_task(ward.create("c", sh("echo never")))
+    await asyncio.sleep(0)
+    await ward.guest.info()
+    await ward.guest.containers.delete("c")
+    assert await making > 0
+    assert await ward.guest.containers.delete("c") is None
+    with pytest.raises(NotFound, match="container c is not in the guest"):
+        await ward.guest.containers.start("c")
+    await ward.remove("c")
+
+
 async def test_every_call_may_be_repeated(ward):
     containers = ward.guest.containers
     pids = await asyncio.gather(*(ward.create("c", sh("sleep 100")) for _ in range(3)))

@@ -117,18 +117,19 @@ class Containers:
         return await self._once(request.process_id, self._exec(container, request.process_id, plan, process))
 
     async def delete(self, container_id: str) -> None:
-        """Remove a container that has ended or never started, and let go of its disks.
+        """Remove a container that has ended or never started, and let go of its disks. One that is being made is made first.
 
         Raises:
             StatusError: FAILED_PRECONDITION: it runs.
         """
+        if (making := self._making.get(f"{container_id}:")) is not None:
+            await asyncio.wait({making})
         container = self._by_id.get(container_id)
         if container is None:
             return
-        if container.init is None:
-            raise StatusError(Code.FAILED_PRECONDITION, f"container {container_id} is being made: wait")
         async with container.changing:
-            if container.init.exit is None and container.is_started:
+            is_running = container.init is not None and container.init.exit is None
+            if is_running and container.is_started:
                 raise StatusError(
                     Code.FAILED_PRECONDITION, f"container {container_id} is still running: end it first"
                 )
