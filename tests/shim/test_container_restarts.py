@@ -213,3 +213,18 @@ async def test_a_vm_that_died_without_a_shim_ends_its_containers_with_the_next(
     assert (await client.task.wait(pb.WaitRequest(id="c1"), timeout_s=5)).exit_status == 137
     await containerd.until("/tasks/exit")
     await client.connection.close()
+
+
+async def test_a_shim_that_comes_to_follow_after_the_last_stop_takes_nothing(host: FakeHost, make: Make):
+    client = await host.client()
+    bundle = make("c1", ["flood"])
+    await run(client.task, bundle)
+    await bundle.stdout.until(MANY)
+    sandbox = host.server.sandbox
+    offsets = sandbox.freeze_output()
+    sandbox.containers.follow(sandbox.guest)
+    await client.task.state(pb.StateRequest(id="c1"))
+    assert sandbox.containers.freeze() == offsets
+    sandbox.thaw_output()
+    lines(await bundle.stdout.until(offsets["c1:", 1] + MANY))
+    await client.connection.close()

@@ -111,3 +111,26 @@ async def test_a_process_that_the_agent_does_not_know_is_not_asked_for_again(tmp
         await asyncio.gather(*job.tasks)
     assert (guest.asked, job.outputs[1].ended) == (2, False)
     await followed.let_go()
+
+
+class Silent:
+    """A guest that stands still."""
+
+    async def follow_output(self, *_what: object, **_how: object) -> None:
+        await asyncio.Event().wait()
+
+    async def wait_process(self, _process_id: str) -> GuestExit:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+async def test_a_shim_that_comes_to_follow_after_the_last_stop_takes_nothing(tmp_path: Path) -> None:
+    known = Processes(tmp_path / "output")
+    assert known.freeze() == {}
+    process = known.adopt("p", 2, ["true"], {})
+    assert process.outputs[1].take(0, b"late") == 0
+    known.follow(Silent())  # type: ignore[arg-type]
+    assert process.outputs[1].take(0, b"late") == 0
+    known.thaw()
+    assert process.outputs[1].take(0, b"late") == 4
+    await known.let_go()

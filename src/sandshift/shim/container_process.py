@@ -95,6 +95,7 @@ class ContainerProcess:
         self._input: InputPump | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._task_exit: asyncio.Task[None] | None = None
+        self._frozen = False
         if record.exit_code >= 0:
             self.exit.set_result(Exit(record.exit_code, record.exited_at_ns))
 
@@ -152,6 +153,7 @@ class ContainerProcess:
 
     def freeze(self) -> dict[tuple[str, int], int]:
         """From now on nothing more is taken; (process id, stream) -> first byte not delivered."""
+        self._frozen = True
         for sink in self._sinks.values():
             sink.freeze()
         if self._input is not None:
@@ -159,6 +161,7 @@ class ContainerProcess:
         return self.offsets()
 
     def thaw(self, guest: Guest | None) -> None:
+        self._frozen = False
         for sink in self._sinks.values():
             sink.thaw()
         if self._input is not None and guest is not None and not self.exited:
@@ -175,7 +178,7 @@ class ContainerProcess:
                 asyncio.create_task(self._follow_stream(guest, sink), name=f"{self.process_id}/{sink.stream}")
                 for sink in self._sinks.values()
             ]
-        if self._input is not None and not self.exited:
+        if self._input is not None and not self.exited and not self._frozen:
             self._input.follow(guest)
         if self._task_exit is None and not self.exited:
             self._task_exit = asyncio.create_task(self._follow_exit(guest), name=f"exit {self.process_id}")

@@ -63,6 +63,8 @@ class Processes:
         self._folder = folder
         self._guest: Guest | None = None
         self._all: dict[str, FollowedProcess] = {}
+        self.frozen = False
+        """Since the guest stopped for its last pass: what is adopted or followed only then takes nothing either."""
 
     @property
     def followed(self) -> bool:
@@ -104,6 +106,8 @@ class Processes:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         process = FollowedProcess(process_id, pid, tuple(args), self._folder, bases)
         self._all[process_id] = process
+        if self.frozen:
+            _freeze(process)
         if self._guest is not None:
             self._follow(process)
         return process
@@ -136,8 +140,8 @@ class Processes:
         """Follow every process through `guest` from where its files end."""
         self._guest = guest
         for process in self._all.values():
-            for output in process.outputs.values():
-                output.thaw()
+            if not self.frozen:
+                _thaw(process)
             self._follow(process)
 
     def _follow(self, process: FollowedProcess) -> None:
@@ -177,17 +181,20 @@ class Processes:
 
     def freeze(self) -> dict[tuple[str, int], int]:
         """From now on nothing more is taken. Answers (process id, stream) -> first byte not delivered."""
+        self.frozen = True
+        for process in self._all.values():
+            _freeze(process)
         return {
-            (process.process_id, stream): output.freeze()
+            (process.process_id, stream): offset
             for process in self._all.values()
-            for stream, output in process.outputs.items()
+            for stream, offset in process.offsets().items()
         }
 
     def thaw(self) -> None:
         """The sandbox stays here: take output again from where it was frozen."""
+        self.frozen = False
         for process in self._all.values():
-            for output in process.outputs.values():
-                output.thaw()
+            _thaw(process)
 
     def as_model(self) -> tuple[Process, ...]:
         """The processes that still run or whose output is not all delivered, for the saved state."""
@@ -227,6 +234,16 @@ class Processes:
             [_tagged(number, output, follow=follow) for number, output in process.outputs.items()]
         ):
             yield item
+
+
+def _freeze(process: FollowedProcess) -> None:
+    for output in process.outputs.values():
+        output.freeze()
+
+
+def _thaw(process: FollowedProcess) -> None:
+    for output in process.outputs.values():
+        output.thaw()
 
 
 async def until_done(what: str, work: Callable[[], Awaitable[None]], *, progress: Callable[[], int]) -> None:

@@ -47,6 +47,8 @@ class Roster:
         self._all: dict[str, LiveContainer] = {}
         self._guest: Guest | None = None
         """Set while processes are followed."""
+        self._frozen = False
+        """Since the guest stopped for its last pass: a shim that comes to follow only then takes nothing either."""
         self._pod_prepared = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._events_told = 0
@@ -119,7 +121,8 @@ class Roster:
         """Follow every process from where it is, and the containers' other events."""
         self._guest = guest
         for process in self.processes():
-            process.thaw(guest)
+            if not self._frozen:
+                process.thaw(guest)
             process.follow(guest)
         self._spawn(self._drop_half_made(), "half-made containers")
         self._spawn(self._follow_events(guest), "container events")
@@ -188,10 +191,12 @@ class Roster:
 
     def freeze(self) -> dict[tuple[str, int], int]:
         """From now on no output is taken and no input sent; (process id, stream) -> first byte not delivered."""
+        self._frozen = True
         return {at: offset for process in self.processes() for at, offset in process.freeze().items()}
 
     def thaw(self) -> None:
         """The sandbox stays here: go on from where it was frozen."""
+        self._frozen = False
         for process in self.processes():
             process.thaw(self._guest)
 
