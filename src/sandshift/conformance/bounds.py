@@ -14,7 +14,7 @@ from sandshift.conformance.scene import Scene
 from sandshift.conformance.shim import phase_of, phases
 from sandshift.conformance.side import Side
 
-WAITED_FOR_S = 10.0
+WAITED_FOR_S = 15.0
 SUBSCRIBERS = 64
 CONTAINERS = 128
 DISKS = 128

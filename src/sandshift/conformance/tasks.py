@@ -34,7 +34,7 @@ class Tasks:
         self._connection = connection
         self._version = version
 
-    async def _call(self, method: ttrpc.Method[Any, Any], request: Any, within_s: float = 20.0) -> Answer:
+    async def _call(self, method: ttrpc.Method[Any, Any], request: Any, within_s: float = 60.0) -> Answer:
         named = ttrpc.Method(
             self._version, method.name, method.shape, method.request_type, method.response_type
         )
