@@ -99,9 +99,11 @@ def test_a_container_with_a_scratch_disk_is_named():
     shape = replace(SHAPE, devices=(*SHAPE.devices, scratch))
     sandbox = replace(SANDBOX, containers=(Container("g1", "web", writable="disk3", started=True),))
     assert lines(source_blockers(sandbox, shape)) == [
-        "container.web: its changes are on a writable disk (disk3), whose content does not move; keep them in the guest's "
-        "memory: create the container without annotation io.sandshift.rootfs.writable, from a snapshotter that gives "
-        "read-only layers"
+        (
+            "container.web: its changes are on a writable disk (disk3), whose content does not move; keep them in the guest's "
+            "memory: create the container without annotation io.sandshift.rootfs.writable, from a snapshotter that gives "
+            "read-only layers"
+        )
     ]
     assert source_blockers(sandbox, shape, mirrors_disks=True) == []
 
