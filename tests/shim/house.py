@@ -78,9 +78,11 @@ def _root_of(bundle: Path) -> tuple[DiskFile, ...]:
 class FakeTaps:
     def __init__(self) -> None:
         self.made: list[str] = []
+        self.pods: dict[str, tuple[NetworkCard, ...]] = {}
+        """File of a pod's network namespace -> what its interfaces give."""
 
     async def pod_cards(self, sandbox_id: str, network_namespace: str) -> tuple[NetworkCard, ...]:
-        return ()
+        return self.pods.get(network_namespace, ())
 
     async def attach(
         self, sandbox_id: str, cards: tuple[NetworkCard, ...], network_namespace: str = ""

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING, Final
 
+from google.protobuf.any_pb2 import Any
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from sandshift.errors import Rejected
 from sandshift.session.ids import shown
+from sandshift.shim.container_stats import machine_metrics
 from sandshift.shim.creation import parse_creation
 from sandshift.shim.pod import Pod
 from sandshift.shim.sandbox import Life, LiveSandbox
-from sandshift.wire.containerd import platform_pb2, sandbox_pb2, sandbox_ttrpc
+from sandshift.shim.usage import Usage, usage_of
+from sandshift.wire.containerd import metrics_pb2, platform_pb2, sandbox_pb2, sandbox_ttrpc
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -124,6 +128,21 @@ class SandboxService(sandbox_ttrpc.SandboxService):
     ) -> sandbox_pb2.PingResponse:
         self._check(request.sandbox_id)
         return sandbox_pb2.PingResponse()
+
+    async def sandbox_metrics(
+        self, request: sandbox_pb2.SandboxMetricsRequest, context: ttrpc.CallContext
+    ) -> sandbox_pb2.SandboxMetricsResponse:
+        """What the machine takes on this host, all of its containers in it. Theirs are Task.Stats'."""
+        self._check(request.sandbox_id)
+        machine, shape = self._sandbox.machine, self._sandbox.spec.shape if self._sandbox.spec else None
+        used = usage_of(machine.pid) if machine is not None else Usage()
+        metrics = machine_metrics(used, memory_limit_bytes=shape.memory_bytes if shape else 0)
+        data = Any(type_url=metrics.DESCRIPTOR.full_name, value=metrics.SerializeToString())
+        return sandbox_pb2.SandboxMetricsResponse(
+            metrics=metrics_pb2.Metric(
+                timestamp=stamp_ns(time.time_ns()), id=self._sandbox.sandbox_id, data=data
+            )
+        )
 
     async def shutdown_sandbox(
         self, request: sandbox_pb2.ShutdownSandboxRequest, context: ttrpc.CallContext

@@ -118,7 +118,7 @@ def spawn(
 ) -> VmProcess:
     """Start a VM process in a session of its own, in a network namespace (its file; empty: this thread's).
 
-    A pod's tap lies in the pod's namespace, and QEMU opens it by name (docs/adr/0010-qemu-in-the-pods-namespace.md).
+    A pod's tap lies in the pod's namespace, and QEMU opens it by name (docs/adr/0011-qemu-in-the-pods-namespace.md).
 
     It does not die with us, holds no descriptor of ours but those named, and has its standard error in `run_dir`.
     Blocks for the few milliseconds of fork and exec: a worker thread might be in another namespace.
