@@ -406,6 +406,13 @@ class Destination(SessionSide):
         if self._task_arrived is not None:
             await asyncio.wait([self._task_arrived])  # What it could not do is in the log and the report.
 
+    async def let_go(self) -> None:
+        """What follows a start here and is not done, the next shim does."""
+        if self._task_arrived is not None:
+            self._task_arrived.cancel()
+            await asyncio.wait([self._task_arrived])
+        await super().let_go()
+
     async def vm_died(self) -> None:
         await self.fail(Outcome.OWN_VM_FAILED, "the destination's VM process has died")
         self.cut_unused_channel()
