@@ -20,6 +20,7 @@ from sandshift.fleet.host import Host, shim_program
 from sandshift.fleet.shim_client import Shim
 from sandshift.session import saved
 from sandshift.session.ids import SessionId
+from sandshift.session.statement import Cell
 from sandshift.wire.migration import messages_pb2 as m
 from sandshift.wire.migration import options_pb2 as o
 from tests.lab import Lab, open_lab
@@ -35,7 +36,7 @@ NOISE = random.Random(8).randbytes(256 << 10)
 
 @pytest_asyncio.fixture
 async def lab() -> AsyncIterator[Lab]:
-    overrides = {"migration.limits": {"stall_s": 3.0}}
+    overrides = {"migration.limits": {"stall_s": 6.0}}
     async with open_lab(overrides=overrides) as made:
         yield made
 
@@ -178,7 +179,7 @@ async def test_qemus_that_meet_strangers_go_back_to_where_they_were(lab: Lab) ->
 
 @pytest.mark.full
 async def test_a_network_that_changes_one_byte_is_found_by_the_encryption(lab: Lab) -> None:
-    async with pair(lab, dirty_mib=20) as hosts:
+    async with pair(lab) as hosts:
         await hosts.prepare()
         channels = [await make_channel(hosts.a, hosts.b) for _ in range(2)]
         ends = [channels[0].destination, channels[1].source]
@@ -258,3 +259,42 @@ async def listen(near: socket.socket, far: socket.socket, heard: list[bytes]) ->
         while data := await loop.sock_recv(near, 64 << 10):
             heard.append(data)
             await loop.sock_sendall(far, data)
+
+
+@pytest.mark.full
+async def test_noise_after_the_memory_closes_the_channel_and_receipts_finish_the_move(lab: Lab) -> None:
+    """Somebody in between passes everything on until both have all of it, and then speaks in the place of both."""
+    async with pair(lab) as hosts:
+        await hosts.prepare()
+        channels = [await make_channel(hosts.a, hosts.b) for _ in range(2)]
+        near, far = channels[0].destination, channels[1].source
+        await hosts.give_socket(hosts.d, channels[1].destination)
+        await hosts.give_socket(hosts.s, channels[0].source)
+        relays = [asyncio.create_task(relay(near, far)), asyncio.create_task(relay(far, near))]
+        await hosts.complete(hosts.transfers())
+        for task in relays:
+            task.cancel()
+        await asyncio.gather(*relays, return_exceptions=True)
+        for end in (near, far):
+            with contextlib.suppress(OSError):
+                await asyncio.get_running_loop().sock_sendall(end, NOISE[:1000])
+        for host in (hosts.a, hosts.b):
+            log = next(places_of(host)[0].rglob("shim.log"))
+            async with asyncio.timeout(10):
+                while "the channel is lost: a handover frame of" not in log.read_text():
+                    await asyncio.sleep(0.02)
+        cells = [(await shim.status()).session.cell for shim in (hosts.s, hosts.d)]
+        assert cells == [Cell.OPEN.value, Cell.READY.value]
+        with pytest.raises(ttrpc.StatusError, match="the destination does not answer"):
+            await with_receipt(hosts.s, STOP, hosts.d)
+        await with_receipt(hosts.d, RESUME, hosts.s)
+        await with_receipt(hosts.s, STOP, hosts.d)
+        assert await hosts.runners() == ["destination"]
+        for channel in channels:
+            channel.close()
+
+
+async def with_receipt(shim: Shim, action: m.FinalizeAction.ValueType, peer: Shim) -> None:
+    receipt = (await peer.status()).session.receipt
+    request = m.FinalizeSandboxRequest(session_id=SESSION, action=action, peer_receipt=receipt)
+    await shim.migration.finalize_sandbox(request, timeout_s=30)
