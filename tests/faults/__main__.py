@@ -27,8 +27,6 @@ SEED_BITS = 31
 def main() -> int:
     options = _options()
     logging.disable(logging.WARNING)
-    for number in (signal.SIGTERM, signal.SIGINT):  # however it is ended, what it started is taken down
-        signal.signal(number, signal.default_int_handler)
     earlier = results.read(options.results) if options.results else []
     cases = results.still_to_play(_chosen(options), earlier)
     if options.list:
@@ -42,6 +40,8 @@ def main() -> int:
         options.markdown.write_text(with_matrix(options.markdown.read_text(), figures))
     if options.json:
         print(json.dumps(figures.document()))
+    if figures.interrupted:
+        return 130
     return 0 if figures.good else 1
 
 
@@ -74,8 +74,20 @@ async def _run(cases: tuple[Case, ...], options: argparse.Namespace, earlier: li
 
     with shims_with_hooks() as program:
         async with asyncio.TaskGroup() as group:
-            for number in range(options.pairs):
+            workers = [
                 group.create_task(work(program, with_control=number == 0 and not options.no_control))
+                for number in range(options.pairs)
+            ]
+
+            def end() -> None:
+                # A coordinator that is interrupted winds its move back and answers: so the work that waits goes first.
+                figures.interrupted = True
+                waiting.clear()
+                for worker in workers:
+                    worker.cancel()
+
+            for number in (signal.SIGTERM, signal.SIGINT):
+                asyncio.get_running_loop().add_signal_handler(number, end)
     figures.took_s = time.monotonic() - began_s
     return figures
 

@@ -135,6 +135,8 @@ def _without_destination(step: Step) -> frozenset[Promise]:
 def applies(step: Step, victim: Victim) -> bool:
     """Whether there is such a victim at that step."""
     match victim:
+        case Victim.SOURCE_SHIM:
+            return There.SOURCE_SHIM in step.there
         case Victim.DESTINATION_SHIM:
             return There.DESTINATION_SHIM in step.there
         case Victim.SOURCE_QEMU | Victim.SOURCE_BOTH:

@@ -16,6 +16,7 @@ class Figures:
     played: list[Played] = field(default_factory=list)
     control: Control | None = None
     took_s: float = 0.0
+    interrupted: bool = False
 
     @property
     def good(self) -> bool:

@@ -22,6 +22,7 @@ from sandshift.fleet.resume import migrate_or_resume
 from sandshift.fleet.saga import Outcome
 from sandshift.fleet.sessions import SideReport, force_resume, forceable, show
 from sandshift.fleet.shim_client import connect
+from sandshift.fleet.views import EMPTY_STATES
 from sandshift.session.states import Side
 from tests.faults import client, leftovers, victims, witness
 from tests.faults.cases import Case, Promise, Victim, loses_qemu, loses_shim
@@ -149,6 +150,8 @@ class _Run:
             raise self.scene.traps.error
         outcome = await self._recover(first)
         self.played.came, self.played.ended = PROMISES[outcome], outcome.value
+        if outcome in RUNS and Promise.LOST in self.case.promises and await self._has_crashed(outcome):
+            self.played.came = Promise.LOST
         if self.played.came not in self.case.promises:
             self.played.lost = self.played.came is Promise.LOST
             wanted = " or ".join(sorted(each.value for each in self.case.promises))
@@ -161,6 +164,11 @@ class _Run:
                 await self._check_operator()
             case Promise.LOST:
                 await self._check_lost()
+
+    async def _has_crashed(self, outcome: Outcome) -> bool:
+        """The coordinator's word is right and the guest has crashed all the same, where it ran: the sandbox says so."""
+        runner = self.there if outcome is Outcome.MOVED else self.here
+        return (await self._show(runner)).vm_state in EMPTY_STATES
 
     # The move and the fault
 
@@ -260,9 +268,7 @@ class _Run:
                 expected = self.case.promises == {Promise.OPERATOR} or (
                     again and Promise.OPERATOR in self.case.promises
                 )
-                if (not undecided or expected) and not (
-                    result.outcome in RUNS and await self._left(self._loser(result.outcome))
-                ):
+                if (not undecided or expected) and not await self._unfinished(result.outcome):
                     return result.outcome
             if again == RECOVERIES_MAX:
                 break
@@ -276,8 +282,12 @@ class _Run:
             return result.outcome
         raise RuntimeError(f"the coordinator, run again, came to no end: {why}")
 
-    def _loser(self, outcome: Outcome) -> LabHost:
-        return self.here if outcome is Outcome.MOVED else self.there
+    async def _unfinished(self, outcome: Outcome) -> bool:
+        """The guest has its place, and something is left to do: the coordinator warned of it ("repeat with --session")."""
+        if outcome not in RUNS:
+            return False
+        runner, loser = (self.there, self.here) if outcome is Outcome.MOVED else (self.here, self.there)
+        return bool(await self._left(loser) or await asyncio.to_thread(leftovers.beside_the_guest, runner))
 
     async def _left(self, on: LabHost) -> list[str]:
         return await asyncio.to_thread(leftovers.left_on, on)

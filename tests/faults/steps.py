@@ -42,6 +42,7 @@ class Memory(enum.Enum):
 class There(enum.Flag):
     """What exists at a step."""
 
+    SOURCE_SHIM = enum.auto()
     SOURCE_VM = enum.auto()
     DESTINATION_SHIM = enum.auto()
     DESTINATION_VM = enum.auto()
@@ -49,11 +50,13 @@ class There(enum.Flag):
     """Both sides have their end."""
 
 
-ALONE: Final = There.SOURCE_VM
+ALONE: Final = There.SOURCE_SHIM | There.SOURCE_VM
 IMPORTED: Final = ALONE | There.DESTINATION_SHIM
 PREPARED: Final = IMPORTED | There.DESTINATION_VM
 CONNECTED: Final = PREPARED | There.CHANNEL
 MOVED: Final = CONNECTED & ~There.SOURCE_VM
+LEFT: Final = MOVED & ~There.SOURCE_SHIM
+"""The source has nothing any more, and its shim is being ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,10 +165,10 @@ ENDING: Final = (
     Step("source's books not removed", S, "closes the session", _GONE, _RUNNING, _RECORDED, MOVED),
     Step("Cleanup on source done", S, "answers Cleanup", _GONE, _RUNNING, _RECORDED, MOVED),
     Step("Cleanup on destination asked", D, "asked Cleanup", _GONE, _RUNNING, _RECORDED, MOVED, major=True),
-    Step("destination's statement kept", D, "kept the statement", _GONE, _RUNNING, _RECORDED, MOVED),
-    Step("record Idle on destination", D, "wrote RUNNING Idle", _GONE, _RUNNING, _RECORDED, MOVED),
-    Step("destination's books not removed", D, "closes the session", _GONE, _RUNNING, _RECORDED, MOVED),
-    Step("Cleanup on destination done", D, "answers Cleanup", _GONE, _RUNNING, _RECORDED, MOVED),
+    Step("destination's statement kept", D, "kept the statement", _GONE, _RUNNING, _RECORDED, LEFT),
+    Step("record Idle on destination", D, "wrote RUNNING Idle", _GONE, _RUNNING, _RECORDED, LEFT),
+    Step("destination's books not removed", D, "closes the session", _GONE, _RUNNING, _RECORDED, LEFT),
+    Step("Cleanup on destination done", D, "answers Cleanup", _GONE, _RUNNING, _RECORDED, LEFT),
 )  # fmt: skip
 """From the decision to the last answer."""
 

@@ -21,7 +21,7 @@ def test_both_shims_die_at_every_step_at_which_they_exist() -> None:
         (step.name, victim)
         for step in STEPS
         for victim, there in (
-            (Victim.SOURCE_SHIM, There.SOURCE_VM),
+            (Victim.SOURCE_SHIM, There.SOURCE_SHIM),
             (Victim.DESTINATION_SHIM, There.DESTINATION_SHIM),
         )
         if there in step.there and Case(step, victim) not in CASES
