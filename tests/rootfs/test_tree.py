@@ -75,6 +75,19 @@ def test_a_rewrite_with_the_same_content_is_seen_by_the_fingerprint_alone(tmp_pa
     assert before.fingerprint != after.fingerprint
 
 
+def test_a_tree_is_walked_as_deep_as_paths_go(tmp_path: Path) -> None:
+    deep = tmp_path / "deep"
+    deep.mkdir()
+    at = os.open(deep, os.O_RDONLY)
+    for _ in range(1500):
+        os.mkdir("d", dir_fd=at)
+        inner = os.open("d", os.O_RDONLY, dir_fd=at)
+        os.close(at)
+        at = inner
+    os.close(at)
+    assert digest_of(str(deep)).entries == 1501
+
+
 def test_names_that_are_no_text_are_told_apart(tmp_path: Path) -> None:
     one, other = tmp_path / "one", tmp_path / "other"
     for folder, name in ((one, b"\xff"), (other, b"\xfe")):

@@ -41,16 +41,16 @@ class _Walk:
         self.size_bytes = 0
         self._linked: dict[tuple[int, int], bytes] = {}
 
-    def folder(self, path: bytes, name: bytes) -> None:
-        self.entry(path, name, os.lstat(path))
-        with os.scandir(path) as found:
-            children = sorted(found, key=lambda one: one.name)
-        for child in children:
-            inner = name + b"/" + child.name
-            if child.is_dir(follow_symlinks=False):
-                self.folder(child.path, inner)
-            else:
-                self.entry(child.path, inner, child.stat(follow_symlinks=False))
+    def folder(self, path: bytes) -> None:
+        """Each folder before what is in it, names in order. As deep as paths may be, so without recursion."""
+        waiting = [(path, b"")]
+        while waiting:
+            at, name = waiting.pop()
+            status = os.lstat(at)
+            self.entry(at, name, status)
+            if stat.S_ISDIR(status.st_mode):
+                names = sorted(os.listdir(at), reverse=True)  # noqa: PTH208 - bytes
+                waiting += [(at + b"/" + inner, name + b"/" + inner) for inner in names]
 
     def entry(self, path: bytes, name: bytes, status: os.stat_result) -> None:
         self.entries += 1
@@ -92,14 +92,14 @@ class _Walk:
 def digest_of(folder: str) -> Tree:
     """Raises OSError for what cannot be read, NoRoom for more than a root file system may have."""
     walk = _Walk(contents=True)
-    walk.folder(os.fsencode(folder), b"")
+    walk.folder(os.fsencode(folder))
     return Tree(walk.content.hexdigest(), walk.inodes.hexdigest(), walk.entries, walk.size_bytes)
 
 
 def fingerprint_of(folder: str) -> str:
     """The second digest alone, without a look into the files."""
     walk = _Walk(contents=False)
-    walk.folder(os.fsencode(folder), b"")
+    walk.folder(os.fsencode(folder))
     return walk.inodes.hexdigest()
 
 
