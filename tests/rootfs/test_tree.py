@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -85,7 +86,10 @@ def test_a_tree_is_walked_as_deep_as_paths_go(tmp_path: Path) -> None:
         os.close(at)
         at = inner
     os.close(at)
-    assert digest_of(str(deep)).entries == 1501
+    try:
+        assert digest_of(str(deep)).entries == 1501
+    finally:
+        subprocess.run(["rm", "-rf", str(deep)], check=True)  # Too deep for Python's own.
 
 
 def test_names_that_are_no_text_are_told_apart(tmp_path: Path) -> None:
