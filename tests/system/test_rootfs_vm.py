@@ -13,13 +13,14 @@ import pytest_asyncio
 import ttrpc
 from sandshift.rootfs import erofs
 from sandshift.rootfs.plan import WRITABLE_ANNOTATION
+from sandshift.sandbox.model import SOURCE_CONTAINER_ANNOTATION
 from sandshift.wire.containerd import mount_pb2
 from sandshift.wire.containerd import task_pb2 as pb
 from sandshift.wire.containerd.task_ttrpc import TaskClient
 from sandshift.wire.migration import messages_pb2 as m
 from tests.lab import open_lab
 from tests.needs import needs_root
-from tests.shim.pod import Bundle, run
+from tests.shim.pod import Bundle, exec_request, run
 from tests.system.pair import SESSION, Pair, pair
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(300), needs_root]
@@ -177,6 +178,57 @@ async def test_a_scratch_disk_takes_what_is_written_and_keeps_the_sandbox_here(
     one.close()
     with pytest.raises(ttrpc.StatusError, match=r"annotation io.sandshift.rootfs.writable = 'tape'"):
         await run(task, bundle(tmp_path, "wrong", [native], **{WRITABLE_ANNOTATION: "tape"}))
+
+
+async def test_layers_that_are_files_are_found_by_content_at_the_destination(
+    hosts: Pair, root: Path, tmp_path: Path
+) -> None:
+    """Other paths, the same bytes: what the guest reads afterwards comes from the destination's files."""
+    top = tmp_path / "top"
+    top.mkdir()
+    (top / "what").write_text("the top\n")
+    (root / "unread").write_bytes(b"not read before the move\n" * 4000)
+    stacks = []
+    for place in ("there", "here"):
+        layers = []
+        (tmp_path / place).mkdir()
+        for folder in (top, root):
+            layers.append(tmp_path / place / f"{folder.name}.erofs")
+            erofs.pack(folder, layers[-1])
+        upper = tmp_path / place / "upper"
+        upper.mkdir()
+        options = ("lowerdir={{ overlay 0 1 }}", f"upperdir={upper}", f"workdir={tmp_path / place / 'work'}")
+        stacks.append(
+            [
+                *(mount("erofs", path, "ro", "loop") for path in layers),
+                mount("format/overlay", "overlay", *options),
+            ]
+        )
+    script = (
+        "cat /what; echo mine > /what; while [ ! -e /go ]; do sleep 0.1; done; cat /what /unread | head -2"
+    )
+    one = bundle(tmp_path, "web", stacks[0], script)
+    await run(TaskClient(hosts.s.client), one)
+    await one.stdout.until(8)
+    moved = bundle(tmp_path, "web-moved", stacks[1], **{SOURCE_CONTAINER_ANNOTATION: "web"})
+    other = bundle(tmp_path, "web-other", stacks[1][1:2], **{SOURCE_CONTAINER_ANNOTATION: "web"})
+    await hosts.import_config(await hosts.export())
+    task = TaskClient(hosts.d.client)
+    with pytest.raises(ttrpc.StatusError, match="2 of layer there, 1 here"):
+        await run(task, other)
+    await run(task, moved)
+    shutil.rmtree(tmp_path / "there")
+    await hosts.d.migration.prepare_sandbox(m.PrepareSandboxRequest(session_id=SESSION), timeout_s=30)
+    await hosts.connect()
+    await hosts.complete(hosts.transfers())
+    await hosts.finish()
+    await task.exec(exec_request(moved, "go", ["/bin/sh", "-c", "echo > /go"]), timeout_s=10)
+    await task.start(pb.StartRequest(id="web-moved", exec_id="go"), timeout_s=30)
+    assert (await task.wait(pb.WaitRequest(id="web-moved"), timeout_s=30)).exit_status == 0
+    assert await moved.stdout.all() == b"mine\nnot read before the move\n"
+    await task.delete(pb.DeleteRequest(id="web-moved"), timeout_s=30)
+    for each in (one, moved, other):
+        each.close()
 
 
 async def test_what_is_not_known_is_refused_by_name_and_leaves_nothing(
