@@ -38,7 +38,7 @@ class Places(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     state_dir: str = "/var/lib/sandshift"
     """Journals, last statements, reports; a real disk."""
     cache_dir: str = "/var/cache/sandshift"
-    """Guest images and templates; can be made again."""
+    """Guest images, templates and packed root file systems; can be made again."""
 
 
 class Vm(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
