@@ -1,4 +1,7 @@
-"""The Migration service on the wire: messages in, the desk asked, messages out. Both revisions on one server."""
+"""The Migration service on the wire: messages in, the desk asked, messages out. Both revisions on one server.
+
+What only a session needs is loaded by the first call that needs it: most shims never have one.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,6 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 from sandshift.errors import Defect, Rejected
-from sandshift.session import descriptor as descriptors
-from sandshift.session.options import duration_s
-from sandshift.session.record import Stream2691, to_response
 from sandshift.session.states import Action
 from sandshift.wire.migration import messages_pb2 as m
 from sandshift.wire.migration import service_ttrpc
@@ -43,6 +43,8 @@ class MigrationService(service_ttrpc.MigrationService):
     async def create_duplicate_socket(
         self, request: m.CreateDuplicateSocketRequest, context: ttrpc.CallContext
     ) -> m.CreateDuplicateSocketResponse:
+        from sandshift.session import descriptor as descriptors  # noqa: PLC0415
+
         peer = context.peer
         described = descriptors.parse(
             request.protocol_info,
@@ -66,6 +68,8 @@ class MigrationService(service_ttrpc.MigrationService):
         self, request: m.TransferSandboxRequest, context: ttrpc.CallContext
     ) -> AsyncIterator[m.TransferSandboxResponse]:
         """TransferSandbox as revision 2691 calls it: a server stream of what happens."""
+        from sandshift.session.record import Stream2691  # noqa: PLC0415
+
         stream = Stream2691()
         async for entry in self._desk.transfer_2691(request.session_id, *_bounds(request)):
             yield stream.response(entry)
@@ -87,6 +91,8 @@ class MigrationService(service_ttrpc.MigrationService):
     async def notifications(
         self, request: m.NotificationsRequest, context: ttrpc.CallContext
     ) -> AsyncIterator[m.NotificationsResponse]:
+        from sandshift.session.record import to_response  # noqa: PLC0415
+
         async for side, entry in self._desk.notifications(request.session_id):
             yield to_response(entry, side)
 
@@ -101,6 +107,8 @@ class MigrationService(service_ttrpc.MigrationService):
 
 def _bounds(request: m.TransferSandboxRequest) -> tuple[float, float]:
     """timeout and deadline in seconds; 0 where the host's own holds."""
+    from sandshift.session.options import duration_s  # noqa: PLC0415
+
     return (
         duration_s("timeout", request.timeout if request.HasField("timeout") else None, default_s=0.0),
         duration_s("deadline", request.deadline if request.HasField("deadline") else None, default_s=0.0),
