@@ -238,9 +238,9 @@ async def test_packed_folders_and_shared_folders_are_bound_where_the_spec_wants_
     ]
     await ward.run("c", made, mounts=mounts)
     await until_said(ward, "c:", "refused")
-    other = sh("cat /e/f")
+    other = sh("cat /e/f; grep -o 'volumes /e tmpfs' /proc/mounts")
     other["mounts"] += made["mounts"][-1:]
-    assert await ward.said("d", other) == "hi\n"
+    assert await ward.said("d", other) == "hi\nvolumes /e tmpfs\n"
     await ward.guest.signal_process("c:", 9)
     await ward.end("c")
     for path, error in (("nothing", NotFound), ("out", Rejected)):

@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -195,10 +196,11 @@ class Containers:
 
     async def _create(self, container: Container, request: pb.CreateContainerRequest) -> Process:
         try:
-            self._pod.ensure()
-            await container.files.mount(request.rootfs, request.mounts)
-            spec = self._composed(container, request)
-            init = await self._run_create(container, request, spec)
+            with _room_for(f"container {container.container_id} cannot be made"):
+                self._pod.ensure()
+                await container.files.mount(request.rootfs, request.mounts)
+                spec = self._composed(container, request)
+                init = await self._run_create(container, request, spec)
         except BaseException:
             await self._undo(container)
             raise
@@ -250,12 +252,12 @@ class Containers:
     ) -> Process:
         session = AdoptedProcess(plan, self._table, None, lambda: None)
         path = container.files.folder / f"exec-{id(session):x}.json"
-        path.write_text(json.dumps(process))
         subject = f"process {process_id} cannot be started"
+        command = ["exec", "--detach", "--process", str(path)]
         try:
-            await self._start(
-                container, process_id, session, subject, ["exec", "--detach", "--process", str(path)]
-            )
+            with _room_for(subject):
+                path.write_text(json.dumps(process))
+                await self._start(container, process_id, session, subject, command)
         finally:
             path.unlink(missing_ok=True)
         return session
@@ -312,6 +314,16 @@ class Containers:
             return parse(*args, **named)
         except bundle.BadSpec as error:
             raise StatusError(Code.INVALID_ARGUMENT, str(error)) from error
+
+
+@contextlib.contextmanager
+def _room_for(subject: str) -> Iterator[None]:
+    """What the kernel refuses the agent itself, as the caller is told it."""
+    try:
+        yield
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        raise StatusError(Code.RESOURCE_EXHAUSTED, f"{subject}: {place}{error.strerror}") from error
 
 
 def _plan(

@@ -13,6 +13,8 @@ from sandshift.agent import cgroup, libc
 from ttrpc import Code, StatusError
 
 FOLDER: Final = Path("/run/sandshift")
+VOLUMES: Final = FOLDER / "pod/volumes"
+"""Folders of guest memory that the pod's containers share."""
 SHM_BYTES: Final = 64 << 20
 _HOLDER: Final = """
 import os, signal
@@ -52,6 +54,7 @@ class Pod:
         self.set_sysctls(sysctls)
         if not self._is_prepared:
             cgroup.delegate()
+            _mount_volumes()
         self._is_prepared = True
 
     def ensure(self) -> None:
@@ -95,6 +98,12 @@ def sysctl_place(name: str) -> str:
     if not place or any(part in ("", ".", "..") for part in place.split("/")):
         raise StatusError(Code.INVALID_ARGUMENT, f"{name!r} is no name of a kernel setting")
     return place
+
+
+def _mount_volumes() -> None:
+    """A file system of their own: full, they leave the agent its own room."""
+    VOLUMES.mkdir(parents=True, exist_ok=True)
+    libc.mount("volumes", str(VOLUMES), "tmpfs", libc.MS_NODEV, "mode=0755,size=50%")
 
 
 def _start_holder() -> subprocess.Popen[bytes]:
