@@ -57,6 +57,13 @@ def test_the_pods_namespaces_are_the_guests_and_the_rest_the_containers_own():
     assert namespaces(spec()) == {"pid": "", "mount": "", "cgroup": ""}
 
 
+def test_a_container_that_joins_the_pods_ipc_has_the_pods_shm_and_another_its_own():
+    own = {"destination": "/dev/shm", "type": "tmpfs", "source": "shm"}
+    joined = [{"type": "ipc", "path": "/proc/9/ns/ipc"}]
+    assert own in fitted(spec(mounts=[own]))["mounts"]
+    assert fitted(spec(mounts=[own], linux__namespaces=joined))["mounts"] == []
+
+
 def test_paths_of_the_host_lead_to_the_pods_processes_or_to_one_containers():
     for path, expected in (
         ("/proc/4242/ns/pid", POD_PID_NAMESPACE),
