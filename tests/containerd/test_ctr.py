@@ -120,3 +120,33 @@ def test_two_run_side_by_side(daemon: Containerd) -> None:
 def test_a_rootfs_is_left_as_it_was_found(daemon: Containerd, tmp_path: Path) -> None:
     run(daemon, "writes", "sh", "-c", "echo x > /etc/passwd")
     assert run(daemon, "reads", "cat", "/etc/passwd").stdout == b"root:x:0:0:root:/root:/bin/sh\n"
+
+
+@pytest.fixture
+def cabled() -> Iterator[str]:
+    """A network namespace with an interface, as CNI or a person leaves it."""
+    name, far = (f"ctd-{end}{os.getpid()}" for end in "nf")
+    for each in (name, far):
+        subprocess.run(["ip", "netns", "add", each], check=True)
+    for command in (
+        f"link add eth0 type veth peer name far0 netns {far}",
+        "address add 10.79.0.5/24 dev eth0",
+        "link set eth0 up",
+        "route add 10.80.0.0/16 via 10.79.0.1",
+    ):
+        subprocess.run(["ip", "-n", name, *command.split()], check=True)
+    yield name
+    for each in (name, far):
+        subprocess.run(["ip", "netns", "delete", each], check=False)
+
+
+def test_a_container_that_is_given_a_network_has_its_interface_in_the_machine(
+    daemon: Containerd, cabled: str
+) -> None:
+    ran = daemon.ctr(
+        "run", "--rm", "--with-ns", f"network:/run/netns/{cabled}", "--runtime", RUNTIME, IMAGE, "cabled",
+        "sh", "-c", "ip -o -4 address; ip route",
+    )  # fmt: skip
+    said = ran.stdout.decode()
+    assert "inet 10.79.0.5/24" in said
+    assert "10.80.0.0/16 via 10.79.0.1 dev eth0" in said
