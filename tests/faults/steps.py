@@ -200,7 +200,7 @@ TURNING_BACK: Final = tuple(
         Step("record KEPT written", S, "wrote KEPT Cancelling", _KEPT, _NONE, _PART, PREPARED),
         Step("Cancel on source done", S, "answers Cancel", _KEPT, _NONE, _PART, PREPARED),
         Step("Cancel on destination asked", D, "asked Cancel", _OPEN, _NONE, _PART, PREPARED),
-        Step("record REFUSED written", D, "wrote REFUSED Cancelling", _OPEN, _REFUSED, _PART, PREPARED),
+        Step("record REFUSED written", D, "wrote REFUSED Failed", _KEPT, _REFUSED, _PART, PREPARED),
         Step("Cancel on destination done", D, "answers Cancel", _KEPT, _REFUSED, _PART, PREPARED),
         Step("RESUME on source asked", S, "asked FinalizeSandbox RESUME", _KEPT, _NONE, _PART, PREPARED, major=True),
         Step("vCPUs on source started", S, "started the vCPUs", _KEPT, _NONE, _PART, PREPARED),
