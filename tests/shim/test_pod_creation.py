@@ -226,3 +226,17 @@ def test_a_namespace_without_a_file_is_said_so() -> None:
     with pytest.raises(NotFound, match="network namespace /run/netns/nope does not exist"):
         run_in_file("/run/netns/nope", os.getpid)
     assert run_in_file("", os.getpid) == os.getpid()
+
+
+async def test_what_a_pod_shares_is_known_to_the_next_shim(host: FakeHost) -> None:
+    client = await host.client()
+    config = pod_pb2.PodSandboxConfig(
+        dns_config={"servers": ["9.9.9.9"]}, linux={"sysctls": {"net.core.somaxconn": "9"}}
+    )
+    await client.sandbox.create_sandbox(creation(config))
+    await host.stop()
+    await host.start()
+    assert host.server is not None
+    assert host.server.sandbox.pod_share == PodShare(
+        resolv_conf=b"nameserver 9.9.9.9\n", sysctls={"net.core.somaxconn": "9"}
+    )

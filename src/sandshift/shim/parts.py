@@ -6,7 +6,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from sandshift.guest.client import Guest
@@ -41,6 +41,25 @@ class PodShare:
     shm_bytes: int = 0
     """Of /dev/shm; 0: the agent's default."""
     sysctls: Mapping[str, str] = field(default_factory=dict)
+
+    def as_document(self) -> dict[str, object]:
+        """For the sandbox's file on disk."""
+        return {
+            "hosts": self.hosts.hex(),
+            "resolv_conf": self.resolv_conf.hex(),
+            "shm_bytes": self.shm_bytes,
+            "sysctls": dict(self.sysctls),
+        }
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> PodShare:
+        """What `as_document` made. Raises KeyError, TypeError or ValueError for anything else."""
+        return cls(
+            hosts=bytes.fromhex(document["hosts"]),
+            resolv_conf=bytes.fromhex(document["resolv_conf"]),
+            shm_bytes=int(document["shm_bytes"]),
+            sysctls=dict(document["sysctls"]),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from sandshift.errors import Damaged, SandshiftError
 from sandshift.sandbox import codec
 from sandshift.sandbox.model import is_of_container
-from sandshift.shim.parts import Wish
+from sandshift.shim.parts import PodShare, Wish
 from sandshift.shim.sandbox import EXIT_KILLED, Life, LiveSandbox
 from sandshift.wire.sandshift import state_pb2
 
@@ -64,6 +64,9 @@ def _take_description(sandbox: LiveSandbox, document: Mapping[str, object]) -> N
     wish = document["wish"]
     assert isinstance(wish, dict)
     sandbox.wish = Wish(**{**wish, "nameservers": tuple(wish["nameservers"])})
+    if (share := document.get("pod_share")) is not None:
+        assert isinstance(share, dict)
+        sandbox.pod_share = PodShare.from_document(share)
 
 
 async def _find_machine(sandbox: LiveSandbox) -> None:

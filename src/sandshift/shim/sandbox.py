@@ -116,13 +116,13 @@ class LiveSandbox:
 
     # Creation and start
 
-    async def create(self, model: Sandbox, wish: Wish, *, awaiting: bool) -> None:
+    async def create(self, model: Sandbox, wish: Wish, share: PodShare, *, awaiting: bool) -> None:
         """Take the description. The same again is no error; another is refused."""
         if self.life is not Life.ABSENT:
             if (model.annotations, wish) == (self.model.annotations, self.wish):
                 return
             raise IllegalMove(f"sandbox {self.sandbox_id} exists already, made from another description")
-        self.model, self.wish = model, wish
+        self.model, self.wish, self.pod_share = model, wish, share
         self.life = Life.AWAITING if awaiting else Life.CREATED
         self.created_at_ns = time.time_ns()
         await self.save()
@@ -344,6 +344,7 @@ class LiveSandbox:
             "exited_at_ns": self.exited_at_ns,
             "moved_to": self.moved_to,
             "wish": asdict(self.wish),
+            "pod_share": self.pod_share.as_document(),
             "disks": self.disks.as_document(),
         }
         make_folder(self.places.state_dir)

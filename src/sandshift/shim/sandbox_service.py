@@ -60,8 +60,7 @@ class SandboxService(sandbox_ttrpc.SandboxService):
 
     async def _create(self, pod: Pod) -> None:
         awaiting = pod.model.annotations.get(DESTINATION_ANNOTATION, "") == "true"
-        await self._sandbox.create(pod.model, pod.wish, awaiting=awaiting)
-        self._sandbox.pod_share = pod.share
+        await self._sandbox.create(pod.model, pod.wish, pod.share, awaiting=awaiting)
 
     async def start_sandbox(
         self, request: sandbox_pb2.StartSandboxRequest, context: ttrpc.CallContext

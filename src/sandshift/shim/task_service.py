@@ -122,7 +122,7 @@ class TaskService(task_ttrpc.TaskService):
                 return
             if sandbox.life is Life.ABSENT:
                 pod = pod_of_spec(sandbox.sandbox_id, spec, annotations)
-                await sandbox.create(pod.model, pod.wish, awaiting=False)
+                await sandbox.create(pod.model, pod.wish, pod.share, awaiting=False)
                 self._containers.own_sandbox = True
                 await self._containers.save()
             await sandbox.start()
