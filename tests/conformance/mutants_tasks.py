@@ -11,9 +11,10 @@ import msgspec
 
 from sandshift.errors import AlreadyThere, IllegalMove
 from sandshift.sandbox.patching import Patching
-from sandshift.shim import container_events, containers, roster, serve
+from sandshift.shim import serve
 from sandshift.shim.migration import desk, destination
 from sandshift.shim.migration.books import PATCH_NOTE, Books
+from sandshift.shim.tasks import container_events, containers, roster
 from tests.conformance.mutant import instead, nothing, wrong
 
 IN_ANY_ORDER = "Task.Create with the annotation answers the saved pid, in any order"

@@ -27,10 +27,10 @@ from sandshift.sandbox.model import NetworkCard, Sandbox
 from sandshift.sandbox.patching import Mount
 from sandshift.sandbox.preflight import DestinationFacts, DiskFacts
 from sandshift.sandbox.shape import MachineShape
-from sandshift.shim.events import Publisher
 from sandshift.shim.parts import BootFiles, Parts, Wish
 from sandshift.shim.places import Places as ShimPlaces
 from sandshift.shim.serve import ShimServer
+from sandshift.shim.tasks.events import Publisher
 from sandshift.vmm.fake import FakeVmm, FakeWorld
 from sandshift.vmm.fake_process import FakeProcess
 from sandshift.vmm.standard import DiskPlan, standard_shape

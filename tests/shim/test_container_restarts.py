@@ -11,7 +11,7 @@ import pytest
 
 import ttrpc
 from sandshift.errors import Damaged
-from sandshift.shim.roster import Book
+from sandshift.shim.tasks.roster import Book
 from sandshift.wire.containerd import task_pb2 as pb
 from sandshift.wire.containerd import task_types_pb2
 from tests.shim.house import SANDBOX, FakeHost, HostClient

@@ -10,7 +10,7 @@ import pytest
 from sandshift.errors import IllegalMove
 from sandshift.rootfs.plan import EROFS, EXT4, DiskFile, RootfsPlan
 from sandshift.sandbox.model import Container
-from sandshift.shim.disk_matching import match, needs_disks
+from sandshift.shim.tasks.disk_matching import match, needs_disks
 from sandshift.vmm.standard import DiskPlan, standard_shape
 
 A, B, C = (f"sha256:{letter * 64}" for letter in "abc")

@@ -10,8 +10,8 @@ from sandshift.config import Config, Limits, Migration
 from sandshift.errors import IllegalMove, NoRoom, Unavailable
 from sandshift.rootfs.plan import DiskFile, RootfsPlan
 from sandshift.sandbox.disks import DiskLayer, GuestRootfs
-from sandshift.shim.disks import Disks
 from sandshift.shim.sandbox import LiveSandbox
+from sandshift.shim.tasks.disks import Disks
 from sandshift.vmm.fake import FakeMachine, FakeVmm
 from sandshift.vmm.machine import MachineSpec
 from tests.vmm.specs import fresh_spec

@@ -6,8 +6,8 @@ import asyncio
 from pathlib import Path
 
 import ttrpc
-from sandshift.shim import events
-from sandshift.shim.events import Publisher
+from sandshift.shim.tasks import events
+from sandshift.shim.tasks.events import Publisher
 from sandshift.wire.containerd import task_events_pb2 as pb
 from tests.shim.pod import Containerd
 

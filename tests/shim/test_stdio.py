@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from sandshift.errors import NotSupported, Rejected, Unavailable
-from sandshift.shim.offsets import INPUT_ASK, INPUT_CLOSED, STDIN, Offsets
-from sandshift.shim.stdin import InputPump, tee
-from sandshift.shim.stdio import Discard, FifoSink, FileSink, check_stdio, fifo_path, open_sink
+from sandshift.shim.tasks.offsets import INPUT_ASK, INPUT_CLOSED, STDIN, Offsets
+from sandshift.shim.tasks.stdin import InputPump, tee
+from sandshift.shim.tasks.stdio import Discard, FifoSink, FileSink, check_stdio, fifo_path, open_sink
 
 STDOUT = 1
 

@@ -23,18 +23,18 @@ from sandshift.sandbox import codec
 from sandshift.sandbox.model import Sandbox
 from sandshift.sandbox.shape import MachineShape
 from sandshift.session.right_licence import licence_of
-from sandshift.shim import container_events
 from sandshift.shim.boot import Boot, Booter
-from sandshift.shim.container_spec import Fitter
-from sandshift.shim.containers import Containers
-from sandshift.shim.disks import Disks
 from sandshift.shim.durable import Disk, make_folder, write_atomically
-from sandshift.shim.events import Publisher
 from sandshift.shim.parts import Parts, PodShare, Wish
 from sandshift.shim.places import Places
 from sandshift.shim.pod import hosts_file
 from sandshift.shim.processes import Exit, Processes
 from sandshift.shim.stopwatch import Stopwatch
+from sandshift.shim.tasks import container_events
+from sandshift.shim.tasks.container_spec import Fitter
+from sandshift.shim.tasks.containers import Containers
+from sandshift.shim.tasks.disks import Disks
+from sandshift.shim.tasks.events import Publisher
 from sandshift.vmm.machine import Machine, MachineEvent, MachineSpec
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from sandshift.errors import Rejected
 from sandshift.session.ids import shown
-from sandshift.shim.container_stats import machine_metrics
 from sandshift.shim.creation import parse_creation
 from sandshift.shim.pod import Pod
 from sandshift.shim.sandbox import Life, LiveSandbox
+from sandshift.shim.tasks.container_stats import machine_metrics
 from sandshift.shim.usage import Usage, usage_of
 from sandshift.wire.containerd import metrics_pb2, platform_pb2, sandbox_pb2, sandbox_ttrpc
 

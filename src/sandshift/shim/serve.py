@@ -18,7 +18,6 @@ from sandshift.config import Config, load
 from sandshift.errors import SandshiftError
 from sandshift.shim.arguments import Arguments
 from sandshift.shim.durable import make_folder, write_atomically
-from sandshift.shim.events import Publisher
 from sandshift.shim.headless import forget, forsaken
 from sandshift.shim.identity import started_ticks_of
 from sandshift.shim.log import begin as log_begin
@@ -30,7 +29,8 @@ from sandshift.shim.restore import drop_unused_disks, follow_again, restore_sand
 from sandshift.shim.sandbox import LiveSandbox
 from sandshift.shim.sandbox_service import SandboxService
 from sandshift.shim.shim_service import ShimService
-from sandshift.shim.task_service import TaskService, register_task
+from sandshift.shim.tasks.events import Publisher
+from sandshift.shim.tasks.task_service import TaskService, register_task
 from sandshift.status import to_status
 from sandshift.vmm.machine import RunState
 from sandshift.wire.migration import messages_pb2

@@ -41,13 +41,13 @@ from sandshift.session.right_model import (
 )
 from sandshift.session.statement import Cell
 from sandshift.session.states import Event, State
-from sandshift.shim.disk_matching import match, needs_disks
 from sandshift.shim.migration.books import ADOPTED_NOTE, LOADED_NOTE, NUMBER, PATCH_NOTE, STARTING_NOTE
 from sandshift.shim.migration.reporting import report_of
 from sandshift.shim.migration.session import MEMORY_DIFFERS
 from sandshift.shim.migration.side import POLL_S, EventQueue, SessionSide
 from sandshift.shim.migration.source import transfer_state
 from sandshift.shim.sandbox import EXIT_KILLED, Life
+from sandshift.shim.tasks.disk_matching import match, needs_disks
 from sandshift.vmm.machine import ChannelSecurity, MigrationStatus, RunState
 from sandshift.wire.sandshift import state_pb2
 

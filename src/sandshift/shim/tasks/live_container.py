@@ -12,7 +12,7 @@ import msgspec
 from sandshift.errors import AlreadyThere, NotFound
 from sandshift.sandbox.model import Container
 from sandshift.sandbox.patching import Mount, Patch
-from sandshift.shim.container_process import ContainerProcess, ProcessRecord, Stdio
+from sandshift.shim.tasks.container_process import ContainerProcess, ProcessRecord, Stdio
 
 
 class Standing(enum.Enum):

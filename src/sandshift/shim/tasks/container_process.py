@@ -16,10 +16,10 @@ import msgspec
 
 from sandshift.errors import NotFound
 from sandshift.sandbox.model import Process, agent_id
-from sandshift.shim.offsets import BEGUN, INPUT_ASK, Offsets
 from sandshift.shim.processes import Exit, until_done
-from sandshift.shim.stdin import InputPump
-from sandshift.shim.stdio import Sink, check_stdio, fifo_path, open_sink
+from sandshift.shim.tasks.offsets import BEGUN, INPUT_ASK, Offsets
+from sandshift.shim.tasks.stdin import InputPump
+from sandshift.shim.tasks.stdio import Sink, check_stdio, fifo_path, open_sink
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any, Final
 from sandshift.errors import AlreadyThere, IllegalMove, NoRoom, NotFound, Rejected, SandshiftError
 from sandshift.sandbox.oci import PodShare, guest_process, guest_resources
 from sandshift.sandbox.patching import Mount
-from sandshift.shim import container_events as tell
-from sandshift.shim.container_process import ContainerProcess, ProcessRecord, Stdio
-from sandshift.shim.live_container import ContainerRecord, LiveContainer, Standing
 from sandshift.shim.processes import Exit
-from sandshift.shim.roster import Roster
 from sandshift.shim.stopwatch import Stopwatch
+from sandshift.shim.tasks import container_events as tell
+from sandshift.shim.tasks.container_process import ContainerProcess, ProcessRecord, Stdio
+from sandshift.shim.tasks.live_container import ContainerRecord, LiveContainer, Standing
+from sandshift.shim.tasks.roster import Roster
 
 if TYPE_CHECKING:
     from sandshift.guest.client import Guest

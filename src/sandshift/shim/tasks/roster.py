@@ -14,11 +14,11 @@ import msgspec
 from sandshift.errors import Damaged, NotFound, SandshiftError
 from sandshift.sandbox.model import Container
 from sandshift.sandbox.patching import Patch
-from sandshift.shim import container_events as tell
-from sandshift.shim.container_process import ContainerProcess
 from sandshift.shim.durable import write_atomically
-from sandshift.shim.live_container import ContainerRecord, LiveContainer, record_of
 from sandshift.shim.processes import Exit
+from sandshift.shim.tasks import container_events as tell
+from sandshift.shim.tasks.container_process import ContainerProcess
+from sandshift.shim.tasks.live_container import ContainerRecord, LiveContainer, record_of
 
 if TYPE_CHECKING:
     from sandshift.guest.client import Guest

@@ -15,8 +15,8 @@ import os
 from typing import TYPE_CHECKING, Final, Protocol
 
 from sandshift.errors import SandshiftError, Unavailable
-from sandshift.shim.offsets import INPUT_ASK, INPUT_CLOSED, STDIN, Offsets
-from sandshift.shim.stdio import readable
+from sandshift.shim.tasks.offsets import INPUT_ASK, INPUT_CLOSED, STDIN, Offsets
+from sandshift.shim.tasks.stdio import readable
 
 if TYPE_CHECKING:
     from collections.abc import Callable

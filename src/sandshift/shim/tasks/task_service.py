@@ -18,14 +18,14 @@ from sandshift.errors import NotSupported, Rejected
 from sandshift.identifiers import identifier, shown
 from sandshift.sandbox.model import SOURCE_CONTAINER_ANNOTATION
 from sandshift.sandbox.patching import Mount, Patch
-from sandshift.shim.container_process import ContainerProcess, Stdio
-from sandshift.shim.container_spec import annotations_of, read_spec
-from sandshift.shim.container_stats import metrics_of
-from sandshift.shim.containers import Order
-from sandshift.shim.live_container import LiveContainer, Standing
 from sandshift.shim.pod import pod_of_spec
 from sandshift.shim.sandbox import Life
 from sandshift.shim.sandbox_service import LINGER_S, stamp_ns
+from sandshift.shim.tasks.container_process import ContainerProcess, Stdio
+from sandshift.shim.tasks.container_spec import annotations_of, read_spec
+from sandshift.shim.tasks.container_stats import metrics_of
+from sandshift.shim.tasks.containers import Order
+from sandshift.shim.tasks.live_container import LiveContainer, Standing
 from sandshift.wire.containerd import task_pb2 as pb
 from sandshift.wire.containerd import task_ttrpc, task_types_pb2
 from ttrpc import Method

@@ -19,7 +19,7 @@ from typing import Final
 from urllib.parse import unquote, urlsplit
 
 from sandshift.errors import NotSupported, Rejected, Unavailable
-from sandshift.shim.offsets import Offsets
+from sandshift.shim.tasks.offsets import Offsets
 
 PIPE_BYTES: Final = 256 << 10
 """Asked of the kernel for each fifo: fewer, larger writes. It may give less."""

@@ -11,9 +11,9 @@ from sandshift.wire.containerd import task_events_pb2 as pb
 from sandshift.wire.sandshift import events_pb2 as own
 
 if TYPE_CHECKING:
-    from sandshift.shim.container_process import ContainerProcess
-    from sandshift.shim.events import Publisher
-    from sandshift.shim.live_container import LiveContainer
+    from sandshift.shim.tasks.container_process import ContainerProcess
+    from sandshift.shim.tasks.events import Publisher
+    from sandshift.shim.tasks.live_container import LiveContainer
 
 
 def stamp(at_ns: int) -> Timestamp:
