@@ -26,7 +26,7 @@ from sandshift.session.phases import Phase, PhaseState, Told
 from sandshift.session.statement import Cell
 from sandshift.session.states import Call, Column, Outcome, State
 from sandshift.shim import sandbox_service, serve
-from sandshift.shim.migration import desk, opening, pacing, session, side, source
+from sandshift.shim.migration import desk, opening, pacing, restoring, session, side, source
 from sandshift.shim.migration.destination import Destination
 from sandshift.shim.sandbox import Life, LiveSandbox
 from tests.conformance import mutants_aided, mutants_tasks  # noqa: F401 - they register their own
@@ -445,7 +445,7 @@ def _any_compatibility() -> Any:
 @wrong("4.15", "a restarted shim knows no session", "a session survives both its shims")
 @wrong("hcsshim 9e.32", "nothing of a session is kept on disk", "a session survives both its shims")
 def _forgetful_shim() -> Any:
-    return instead(serve, "restore_session", nothing)
+    return instead(restoring, "restore_session", nothing)
 
 
 @wrong("4.16", "any session id is taken", "session ids are checked, and never part of a path")
