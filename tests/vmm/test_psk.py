@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import stat
 from pathlib import Path
 
@@ -39,3 +40,26 @@ def test_only_the_sending_side_names_its_user() -> None:
     assert (sending["endpoint"], sending["username"]) == ("client", "sandshift")
     assert receiving["endpoint"] == "server"
     assert "username" not in receiving
+
+
+def test_the_group_is_the_standards_and_its_prime_is_safe(tmp_path: Path) -> None:
+    psk.write_keys(tmp_path / "keys", bytes(32))
+    pem = (tmp_path / "keys/dh-params.pem").read_text()
+    der = base64.b64decode("".join(pem.splitlines()[1:-1]))
+    prime = int.from_bytes(der[8:-3], "big")
+    assert der[-3:] == b"\x02\x01\x02", "its generator is 2"
+    assert prime == 2**3072 - 2**3008 + (_e_times_two_to(2942) + 2625351) * 2**64 - 1, (
+        "RFC 7919, appendix A.2"
+    )
+    assert all(pow(2, number - 1, number) == 1 for number in (prime, (prime - 1) // 2))
+
+
+def _e_times_two_to(exponent: int) -> int:
+    """The whole part of e * 2**exponent, by its series."""
+    guard = 64
+    term, total, number = 1 << (exponent + guard), 0, 0
+    while term:
+        total += term
+        number += 1
+        term //= number
+    return total >> guard
