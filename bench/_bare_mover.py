@@ -1,4 +1,4 @@
-"""The bare side of bench/migration.py: the same guest from the same template, moved by bench/bare_qemu.py alone.
+"""The bare side of bench/migration.py: the same guest from the same template, moved by bench/_bare_qemu.py alone.
 
 Our own code boots the guest and then lets go of it; nothing of it runs during the move.
 """
@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bench import bare_qemu
+from bench import _bare_qemu
 from bench._movers import Moved
 from sandshift import net
 from sandshift.cli.demo.lab import Lab, LabHost
@@ -118,7 +118,7 @@ class Bare:
         migration = source.host.config.migration
         channel = await make_channel(fleet_host(source.host), fleet_host(destination.host))
         try:
-            moved = await bare_qemu.move(
+            moved = await _bare_qemu.move(
                 source.folder,
                 destination.folder,
                 (channel.source, channel.destination),

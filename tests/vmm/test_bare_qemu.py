@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import bare_qemu
+from bench import _bare_qemu
 from sandshift.vmm.machine import RunState
 from sandshift.vmm.qemu import QemuVmm
 from tests.vmm import guest
@@ -37,7 +37,7 @@ async def test_a_bare_move_takes_the_guest_along(tmp_path: Path) -> None:
         boot_id = await talk.ask("id")
         await source.detach()
         await destination.detach()
-        moved = await bare_qemu.move(spec.run_dir, there.run_dir, ends, psk=psk, downtime_limit_ms=50)
+        moved = await _bare_qemu.move(spec.run_dir, there.run_dir, ends, psk=psk, downtime_limit_ms=50)
         assert 0 < moved.blackout_ms < moved.total_ms
         assert moved.passes >= 2
         assert moved.bytes_transferred > 1 << 20
