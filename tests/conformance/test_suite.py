@@ -25,12 +25,17 @@ async def suite() -> AsyncIterator[Suite]:
 
 
 LONG = ("notifications keep the newest 64 of progress, and every phase",)
-"""More than a few seconds: in the full run only."""
+"""More than a few seconds: in the full run only, as the limits are, which are waited for."""
 
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(case.name, marks=pytest.mark.full if case.name in LONG else ()) for case in select()],
+    [
+        pytest.param(
+            case.name, marks=pytest.mark.full if case.name in LONG or case.name.startswith("limit:") else ()
+        )
+        for case in select()
+    ],
 )
 async def test_our_shims_hold_the_contract(suite: Suite, name: str) -> None:
     verdict = await suite.try_case(CASES[name])

@@ -300,6 +300,7 @@ async def test_the_move_by_which_a_guest_came_is_not_taken_for_the_one_that_is_t
     assert (await hosts.d.status()).vm_state == "running"
 
 
+@pytest.mark.full
 async def test_a_vm_that_dies_as_it_starts_the_guest_is_lost_and_its_session_can_be_closed(
     hosts: TwoHosts,
 ) -> None:
