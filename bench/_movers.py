@@ -82,11 +82,11 @@ class Ours:
         result = await migrate(self._request)
         if failure := failure_of(result):
             raise Aborted(f"our move failed: {failure}")
-        assert result.total_ms is not None
-        assert result.blackout_ms is not None
+        if result.total_ms is None or result.stopped_at_us is None or result.resumed_at_us is None:
+            raise Aborted(f"our move said not when the guest stopped and ran again: {result.warnings}")
         return Moved(
             total_ms=result.total_ms,
-            blackout_ms=result.blackout_ms,
+            blackout_ms=(result.resumed_at_us - result.stopped_at_us) / 1000,  # One machine has one clock.
             passes=result.passes,
             bytes_transferred=result.bytes_transferred,
             calls_ms={f"{call.side.word} {call.call}": round(call.took_ms, 1) for call in result.calls},

@@ -79,9 +79,12 @@ def test_clocks_that_differ_are_a_sentence_for_the_report():
 def test_the_blackout_is_split_into_pieces_none_of_which_crosses_the_clocks():
     source = SourceStamps(stopped_us=1_000, continued_us=2_500, memory_sent_us=6_500, completed_us=7_000)
     destination = DestinationStamps(completed_us=900, starting_us=4_900, resumed_us=5_150)
-    assert dataclasses.astuple(rules.split(source, destination)) == (1.5, 4.0, 0.5, 4.0, 0.25)
-    assert dataclasses.astuple(rules.split(source)) == (1.5, 4.0, 0.5, None, None)
-    assert dataclasses.astuple(rules.split(destination=destination)) == (None, None, None, 4.0, 0.25)
+    assert dataclasses.astuple(rules.split(source, destination)) == (1.5, 4.0, 0.5, 4.0, 0.25, 1_000, 5_150)
+    assert dataclasses.astuple(rules.split(source)) == (1.5, 4.0, 0.5, None, None, 1_000, None)
+    assert dataclasses.astuple(rules.split(destination=destination)) == (
+        *(None, None, None, 4.0, 0.25),
+        *(None, 5_150),
+    )
 
 
 def test_memory_and_device_state_that_cannot_be_told_apart_are_one_piece():

@@ -228,6 +228,8 @@ class _Run:
             total_ms=total_ms,
             blackout_ms=story.blackout_ms,
             blackout_parts_ms=blackout_parts(reports.values()),
+            stopped_at_us=story.stopped_at_us,
+            resumed_at_us=story.resumed_at_us,
             passes=story.passes,
             bytes_transferred=story.bytes_transferred,
             phases=tuple(replace(update, at_ms=self._relative_ms(update.at_ms)) for update in story.phases),

@@ -73,6 +73,10 @@ class MigrationResult:
     """How long the guest ran nowhere, as both QEMUs' event stamps say. Whole milliseconds where there is no report."""
     blackout_parts_ms: Mapping[str, float] = field(default_factory=dict)
     """What it went to, as both sides reported: "stop", "last_pass", "handover", "resume"."""
+    stopped_at_us: int | None = None
+    """QEMU's STOP on the source: that host's clock, microseconds since the epoch."""
+    resumed_at_us: int | None = None
+    """QEMU's RESUME on the destination, by that host's clock."""
     passes: int = 0
     bytes_transferred: int = 0
     phases: tuple[Update, ...] = ()
@@ -145,6 +149,8 @@ class Story:
     passes: int = 0
     bytes_transferred: int = 0
     blackout_ms: float | None = None
+    stopped_at_us: int | None = None
+    resumed_at_us: int | None = None
 
     def note(self, update: Update) -> None:
         """Take in one notification."""
@@ -159,7 +165,10 @@ class Story:
     def read(self, report: Mapping[str, Any]) -> None:
         """Take in a side's report: it counts to the end, where live progress stops before the last pass."""
         passes, sent_bytes = report.get("passes"), report.get("bytes_transferred")
-        blackout_ms = (report.get("blackout") or {}).get("duration_ms")
+        blackout = report.get("blackout") or {}
+        blackout_ms = blackout.get("duration_ms")
+        self.stopped_at_us = blackout.get("stopped_at_us") or self.stopped_at_us
+        self.resumed_at_us = blackout.get("resumed_at_us") or self.resumed_at_us
         if isinstance(blackout_ms, int | float) and self.blackout_ms is not None:
             self.blackout_ms = float(blackout_ms)
         if isinstance(passes, list) and passes:

@@ -66,7 +66,7 @@ class DestinationSaw:
     resumed_at_us: int
     """QEMU's RESUME."""
     round_trip_us: int = 0
-    """Of the channel (TCP_INFO's rtt, or a question and its answer); 0: not measured."""
+    """Of a small message on the quiet channel (TCP_INFO's min_rtt); 0: not measured."""
 
 
 def measure(source: SourceSays, destination: DestinationSaw) -> Blackout:
@@ -144,6 +144,9 @@ class Split:
     """From everything loaded until the right was here and written, the caller's RESUME included."""
     resume_ms: float | None = None
     """From the decision to start until the virtual CPUs run."""
+    stopped_at_us: int | None = None
+    """The whole's two ends, each by the clock of its side."""
+    resumed_at_us: int | None = None
 
 
 def split(source: SourceStamps | None = None, destination: DestinationStamps | None = None) -> Split:
@@ -156,6 +159,8 @@ def split(source: SourceStamps | None = None, destination: DestinationStamps | N
         device_state_ms=_between_ms(there.memory_sent_us, there.completed_us),
         handover_ms=_between_ms(here.completed_us, here.starting_us),
         resume_ms=_between_ms(here.starting_us, here.resumed_us),
+        stopped_at_us=there.stopped_us or None,
+        resumed_at_us=here.resumed_us or None,
     )
 
 

@@ -88,6 +88,11 @@ class Record:
         return tuple(self._entries)
 
     @property
+    def last_id(self) -> int:
+        """The newest entry's; 0: nothing was told yet."""
+        return self._next_id - 1
+
+    @property
     def closed(self) -> bool:
         """Nothing more will come: a stream ends once it has sent what is here."""
         return self._closed

@@ -58,6 +58,10 @@ class BlackoutReport(msgspec.Struct, frozen=True, kw_only=True):
     device_state_ms: float | None = None
     handover_ms: float | None = None
     resume_ms: float | None = None
+    stopped_at_us: int | None = None
+    """QEMU's STOP (source)."""
+    resumed_at_us: int | None = None
+    """QEMU's RESUME (destination)."""
 
 
 class ChecksumReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -163,6 +167,8 @@ def blackout_of(whole: Blackout | None, pieces: Split) -> BlackoutReport:
         device_state_ms=pieces.device_state_ms,
         handover_ms=pieces.handover_ms,
         resume_ms=pieces.resume_ms,
+        stopped_at_us=pieces.stopped_at_us,
+        resumed_at_us=pieces.resumed_at_us,
     )
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from sandshift.shim.haste import NoHaste
+
 if TYPE_CHECKING:
     from sandshift.guest.client import Guest
     from sandshift.image.store import GuestImage
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from sandshift.sandbox.patching import Mount
     from sandshift.sandbox.preflight import DestinationFacts
     from sandshift.sandbox.shape import MachineShape
+    from sandshift.shim.haste import Haste
     from sandshift.vmm.machine import Vmm
 
 
@@ -152,6 +155,8 @@ class Parts:
     and its clients wait (their longest silence 363 ms in place of 566, measured with 0.8 s)."""
     packer: Packer | None = None
     """None: a shim that can have no containers."""
+    haste: Haste = field(default_factory=NoHaste)
+    """For the time of a transfer."""
 
 
 class LateParts:

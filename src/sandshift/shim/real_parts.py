@@ -12,6 +12,7 @@ from sandshift.net.look import look
 from sandshift.net.plan import Plan, Tap, plan_taps, tap_name
 from sandshift.net.pod import Interface, plan_pod
 from sandshift.rootfs.packer import Packer
+from sandshift.shim.haste import ThreadHaste
 from sandshift.shim.machines import HostMachines
 from sandshift.shim.parts import Parts
 from sandshift.vmm.qemu import QemuVmm
@@ -83,4 +84,11 @@ def real_parts(config: Config, namespace: str) -> Parts:
     machines = HostMachines(config, vmm, HostTaps("", namespace), connect_guest)
     taps = HostTaps(config.network.bridge, namespace)
     packer = Packer(Path(config.places.cache_dir))
-    return Parts(vmm=vmm, taps=taps, machines=machines, connect_guest=connect_guest, packer=packer)
+    return Parts(
+        vmm=vmm,
+        taps=taps,
+        machines=machines,
+        connect_guest=connect_guest,
+        packer=packer,
+        haste=ThreadHaste(),
+    )

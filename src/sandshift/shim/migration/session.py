@@ -49,7 +49,7 @@ from sandshift.session.right_model import (
     restored_party,
 )
 from sandshift.session.right_model import Record as RightRecord
-from sandshift.session.statement import Ask, Cell, Seal, Statement
+from sandshift.session.statement import Ask, Cell, FrameReader, Seal, Statement, frame
 from sandshift.session.states import Call, Standing, State
 from sandshift.shim.migration.channel import Channel
 from sandshift.vmm.machine import Machine
@@ -177,6 +177,12 @@ class Session:
     def receipt(self) -> bytes:
         """This side's current statement, signed, for an orchestrator to carry."""
         return self.seal.sign(current_statement(self.party))
+
+    def rehearse(self) -> None:
+        """Sign a statement and read it: what is done for the first time takes a millisecond, and the next is in the blackout."""
+        signed = self.seal.sign(current_statement(self.party))
+        for one in FrameReader().feed(frame(signed)):
+            self.seal.open_frame(one, side=self.side)
 
     async def call(self, call: Call, receipt: bytes = b"") -> None:
         """RESUME, STOP, CANCEL or CLEANUP, to its outcome. One at a time: the desk sees to it.
@@ -392,7 +398,11 @@ class Session:
     def tell(
         self, told: Told, *, blackout: BlackoutExited | None = None, failure: Failure | None = None
     ) -> None:
-        self._keep(self.record.phase(told, self._now_us(), blackout=blackout, failure=failure))
+        """What was told before is not told, and not written, again."""
+        last_id = self.record.last_id
+        entry = self.record.phase(told, self._now_us(), blackout=blackout, failure=failure)
+        if entry.message_id > last_id:
+            self._keep(entry)
 
     def tell_progress(self, numbers: Progress, *, now_s: float) -> None:
         entry = self.record.progress(numbers, self._now_us(), now_s=now_s)

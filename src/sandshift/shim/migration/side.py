@@ -154,10 +154,13 @@ class SessionSide(ABC):
     def begin_transfer(self, socket_wait_s: float) -> None:
         """Let the transfer go on in a task of its own: it belongs to no call. Later calls join it."""
         if self._task_transfer is None:
+            self.sandbox.parts.haste.begin()
+            self.session.rehearse()
             self._task_transfer = asyncio.create_task(self._run(socket_wait_s), name="transfer")
 
     def watch_transfer_again(self) -> None:
         """Go on with a transfer that an earlier shim began."""
+        self.sandbox.parts.haste.begin()
         self._task_transfer = asyncio.create_task(self._run(0.0, anew=False), name="transfer")
 
     async def _run(self, socket_wait_s: float, *, anew: bool = True) -> None:
@@ -208,6 +211,7 @@ class SessionSide(ABC):
 
     async def fail(self, outcome: Outcome, message: str) -> None:
         """The transfer has not come to a good end: the protocol first, then who waits."""
+        self.sandbox.parts.haste.end()
         if self.session.state in (State.CANCELLING, State.CANCELLED):
             outcome, message = Outcome.CANCELLED, "the migration was cancelled"
         else:
@@ -253,12 +257,14 @@ class SessionSide(ABC):
 
     async def let_go(self) -> None:
         """This shim ends, the session does not: the VM holds the channel for the next one."""
+        self.sandbox.parts.haste.end()
         await self.stop_transfer_task()
         if self.session.channel is not None:
             self.session.channel.close()
 
     async def close(self) -> None:
         """The session has ended: let go of everything but the VM and the record."""
+        self.sandbox.parts.haste.end()
         await self.stop_transfer_task()
         if self.sandbox.machine is not None and self.sandbox.machine.alive:
             with contextlib.suppress(SandshiftError):
@@ -282,6 +288,10 @@ class EventQueue:
     async def _pump(self, events: object) -> None:
         async for event in events:  # type: ignore[attr-defined]
             self._events.put_nowait(event)
+
+    def put(self, event: MachineEvent) -> None:
+        """One of our own, after those that have come."""
+        self._events.put_nowait(event)
 
     async def next(self, wait_s: float) -> MachineEvent | None:
         with contextlib.suppress(TimeoutError):

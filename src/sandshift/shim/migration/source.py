@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import time
@@ -21,15 +22,15 @@ from sandshift.session.states import BEFORE_COMPLETION, State
 from sandshift.shim.migration.books import NUMBER, STOPPED_NOTE
 from sandshift.shim.migration.pacing import Pacer, StopSending
 from sandshift.shim.migration.reporting import report_of
-from sandshift.shim.migration.side import EventQueue, SessionSide
+from sandshift.shim.migration.side import POLL_S, EventQueue, SessionSide
 from sandshift.shim.restore import follow_again
 from sandshift.shim.sandbox import EXIT_KILLED, EXIT_MIGRATED, GUEST_ENDED
-from sandshift.vmm.machine import ChannelSecurity, MigrationStatus, RunState
+from sandshift.vmm.machine import ChannelSecurity, MachineEvent, MigrationStatus, RunState
 from sandshift.wire.sandshift import state_pb2
 
 if TYPE_CHECKING:
     from sandshift.sandbox.shape import MachineShape
-    from sandshift.vmm.machine import Machine, MachineEvent, MigrationInfo
+    from sandshift.vmm.machine import Machine, MigrationInfo
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,10 @@ log = logging.getLogger(__name__)
 DYING_S: Final = 2.0
 """How long a QEMU that does not answer any more may take to be gone; one that ends closes its sockets first."""
 DYING_LOOK_S: Final = 0.02
+LAST_LOOK_S: Final = 0.5
+"""For QEMU's sums once its guest is gone; they are not worth waiting for."""
+LOOKED: Final = "LOOKED"
+"""Our own event: the answer to a look at QEMU is here."""
 SENT_AWAY: Final = frozenset({RunState.FINISH_MIGRATE, RunState.POSTMIGRATE})
 """States of a guest that a transfer of its own has stopped; QEMU says `completed` a moment before the second."""
 
@@ -61,9 +66,12 @@ class Source(SessionSide):
     _shape: MachineShape | None = None
     _completed_at_us = 0
     """QEMU's MIGRATION completed: its stamp, this host's clock."""
+    _completed_at_s = 0.0
+    """The same by this shim's monotonic clock."""
     _downtime_us = 0
     """QEMU's count, of a transfer that completed."""
     _task_follow: asyncio.Task[None] | None = None
+    _task_look: asyncio.Task[None] | None = None
 
     @functools.cached_property
     def _sending(self) -> asyncio.Lock:
@@ -110,9 +118,10 @@ class Source(SessionSide):
             else:
                 await self._on_status(machine, pacer, (await machine.migration_info()).status)
             while not self.session.transfer.done.done():
-                event = await events.next(pacer.next_look_s(time.monotonic()))
+                wait_s = POLL_S if self._task_look else pacer.next_look_s(time.monotonic())
+                event = await events.next(wait_s)
                 try:
-                    await self._on_event(machine, pacer, event)
+                    await self._on_event(machine, pacer, events, event)
                 except Unavailable:
                     if not await _ends(machine):
                         raise  # Else its last events, which say why, are still to come.
@@ -120,15 +129,22 @@ class Source(SessionSide):
             await self._give_up(machine, rule)
         finally:
             events.close()
+            await self._stop_looking()
 
-    async def _on_event(self, machine: Machine, pacer: Pacer, event: MachineEvent | None) -> None:
-        if event is not None:
+    async def _on_event(
+        self, machine: Machine, pacer: Pacer, events: EventQueue, event: MachineEvent | None
+    ) -> None:
+        if event is not None and event.name != LOOKED:
             self.moment(
                 f"source {event.name} {event.data.get('status', event.data.get('pass', ''))}".rstrip()
             )
         match event.name if event else "tick":
+            case "MIGRATION_PASS" if self.session.transfer.in_blackout and not pacer.wants_estimate:
+                pass  # The last one: nothing can follow from it.
             case "tick" | "MIGRATION_PASS":
-                await self._look(machine, pacer)
+                self._look_soon(machine, pacer, events)
+            case name if name == LOOKED:
+                self._looked()
             case "STOP":
                 assert event is not None
                 self._guest_stopped(event.at_us)
@@ -166,11 +182,10 @@ class Source(SessionSide):
             case MigrationStatus.PRE_SWITCHOVER:
                 await self._settle(machine, pacer)
             case MigrationStatus.COMPLETED:
-                self._completed_at_us = at_us
+                self._completed_at_us, self._completed_at_s = at_us, time.monotonic()
                 if not at_us:
                     self._note_downtime(await machine.migration_info())
                 await self._completed()
-                pacer.ended(await machine.migration_info(), now_s=time.monotonic())
             case MigrationStatus.FAILED | MigrationStatus.CANCELLED:
                 await self._not_completed(machine)
 
@@ -179,6 +194,26 @@ class Source(SessionSide):
         if not self._told_setup:
             self._told_setup = True
             self.session.tell(Told(Phase.SETUP_DONE, PhaseState.SUCCESS))
+
+    def _look_soon(self, machine: Machine, pacer: Pacer, events: EventQueue) -> None:
+        """Look without keeping an event waiting: the guest may stop before QEMU answers. One look at a time."""
+        if self._task_look is None:
+            self._task_look = asyncio.create_task(self._look(machine, pacer), name="look at QEMU")
+            self._task_look.add_done_callback(lambda _: events.put(MachineEvent(LOOKED, {}, 0)))
+
+    def _looked(self) -> None:
+        """Raises what the look did: StopSending, or Unavailable if QEMU did not answer."""
+        task, self._task_look = self._task_look, None
+        if task is not None:
+            task.result()
+
+    async def _stop_looking(self) -> None:
+        if (task := self._task_look) is not None:
+            self._task_look = None
+            task.cancel()
+            await asyncio.wait([task])
+            if not task.cancelled():
+                task.exception()  # The transfer has ended: nothing follows from it.
 
     async def _look(self, machine: Machine, pacer: Pacer) -> None:
         """Ask how far QEMU is, tell it, and let the rules act."""
@@ -191,6 +226,8 @@ class Source(SessionSide):
             MigrationStatus.PRE_SWITCHOVER,
         ):
             return
+        if self.session.party.complete or self.session.transfer.done.done():
+            return  # The end came before the answer.
         now_s = time.monotonic()
         self._setup_is_done()
         progress, settings = pacer.on_info(info, now_s=now_s)
@@ -229,6 +266,15 @@ class Source(SessionSide):
             self.end_transfer(Outcome.CANCELLED, "the migration was cancelled")
             return
         self.tell_success()
+
+    async def _last_look(self) -> None:
+        """QEMU's own sums, for the report; while its process is there, and not in the blackout."""
+        machine = self.sandbox.machine
+        if self.pacer is None or machine is None or not machine.alive or not self.session.party.complete:
+            return
+        with contextlib.suppress(SandshiftError, TimeoutError):
+            async with asyncio.timeout(LAST_LOOK_S):
+                self.pacer.ended(await machine.migration_info(), now_s=self._completed_at_s)
 
     def tell_success(self) -> None:
         """DONE, and before it whatever nobody was there to tell."""
@@ -311,12 +357,18 @@ class Source(SessionSide):
         return info
 
     async def guest_runs(self) -> None:
+        self.sandbox.parts.haste.end()
         self.sandbox.thaw_output()
         if not self.sandbox.processes.followed:
             self._task_follow = asyncio.create_task(follow_again(self.sandbox), name="follow again")
 
     async def destroy_vm(self) -> None:
+        await self._last_look()
         await self.sandbox.end(EXIT_MIGRATED, moved_to=self.moved_to)
+
+    async def close(self) -> None:
+        await self._last_look()
+        await super().close()
 
     async def vm_died(self) -> None:
         """The transfer's task may see it too; what a dead VM means, the protocol says."""
