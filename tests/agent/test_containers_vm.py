@@ -311,6 +311,7 @@ async def test_exec_sessions_have_their_own_user_environment_terminal_and_exit(w
     assert (await ward.guest.wait_process(session)).code == 5
     session = await ward.exec("c", "e2", "sh", "-c", "tty; stty size; read x", terminal=True, stdin=True)
     assert {one.process_id for one in await ward.guest.containers.pids("c")} >= {"c:", "c:e2"}
+    await until_said(ward, session, "/dev/pts/")
     await ward.guest.write_input(session, 0, b"\n")
     assert (await ward.output(session)).startswith("/dev/pts/")
     with pytest.raises(NotFound, match='process c:e3 cannot be started: exec: "nosuch"'):
