@@ -313,6 +313,7 @@ class Shim:
         run.notes.append(f"its shim crashes {when} and is started again")
         run.ops.append(Op("crash"))
         run.reply = None
+        heard = run.party.channel is Channel.HEARD
         run.party = restored_party(run.disk, next_ask=CURRENT + 1)
         event = Restarted(run.vm != Vm.GONE, run.vm == Vm.RUNNING, _TRANSFER[self.side, run.flow])
         for one in self._feed(run, event):
@@ -320,6 +321,10 @@ class Shim:
                 again = one.fork()
                 again.notes.append("the channel has survived")
                 yield from self._feed(again, ChannelUp())
+                if heard:
+                    noted = one.fork()
+                    noted.notes.append("the channel has survived, and it is noted that the peer was heard")
+                    yield from self._feed(noted, ChannelUp(heard=True))
             yield one
 
     def crash(self, local: Local, flow: int) -> list[Outcome]:

@@ -264,6 +264,14 @@ class TestRestart:
         assert steps == ()
         assert (back.channel, silent.channel) == (Channel.UP, Channel.UP)
 
+    def test_a_destination_that_had_heard_the_source_before_it_was_killed_asks_at_once(self) -> None:
+        back, steps = right.handle(
+            right.restored_party(record(Cell.READY), next_ask=5), right.ChannelUp(heard=True)
+        )
+        assert steps == ()
+        _, steps = right.handle(back, CallMade(Call.RESUME))
+        assert steps == (SendFrame(Statement(Cell.READY, ask=Ask.GIVE, ask_number=5)),)
+
 
 class TestTheEndOfTheTransfer:
     def test_the_source_speaks_first_and_shows_its_handover_record_each_time(self) -> None:

@@ -35,7 +35,9 @@ that is being served with the error, throw the party away, and go on as after a 
 record that reached the disk, `Restarted`, then `ChannelUp` if the channel still stands. The same after a crash; a
 record whose fsync was not confirmed is read from disk, never assumed.
 
-**Feeding.** `ChannelUp` once this process has its copy of the socket. Read the channel only after the own VM process
+**Feeding.** `ChannelUp` once this process has its copy of the socket; `heard` if an earlier process of this side has
+noted that it had read a frame of the peer in this session: a destination that was killed after that need not hear
+another before it writes. Read the channel only after the own VM process
 reported *completed* (before, the bytes are its own); `Seal.open_frame` each frame, and on an error close the channel and
 feed `ChannelLost`. While `party.pending` asks something (`ask` is not NOTHING) run a timer of `handover_frame_s`, started
 anew when `ask_number` changes; when it passes, feed `AskTimedOut`. `MemoryComplete` on the source carries the
@@ -147,7 +149,7 @@ def handle(party: Party, event: RightEvent) -> tuple[Party, tuple[Step, ...]]:
         case FrameRead():
             _frame(turn, event.statement)
         case ChannelUp():
-            turn.party = replace(turn.party, channel=Channel.UP)
+            turn.party = replace(turn.party, channel=Channel.HEARD if event.heard else Channel.UP)
             if turn.party.side is Side.SOURCE and turn.state is not State.IDLE:
                 turn.send()
         case ChannelLost():

@@ -152,6 +152,9 @@ class FrameRead:
 class ChannelUp:
     """This process has its end of the channel."""
 
+    heard: bool = False
+    """An earlier process of this side has read a frame of the peer: its VM process does not read any more."""
+
 
 @dataclass(frozen=True, slots=True)
 class ChannelLost:

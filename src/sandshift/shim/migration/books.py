@@ -53,6 +53,8 @@ HEAD_NOTE: Final = "head"
 """A call of revision head was seen: the session ends with Cleanup."""
 PATCH_NOTE: Final = "patch/"
 """Before the id of a container on the source: what was supplied for it here (sandbox/patching.py, patch_bytes)."""
+HEARD_NOTE: Final = "heard"
+"""A frame of the peer's was read: its VM process has finished with the channel, and this side may write."""
 ADOPTED_NOTE: Final = "adopted"
 """The destination has taken over the containers' streams: a later shim goes on from its own files."""
 NUMBER: Final = struct.Struct(">Q")

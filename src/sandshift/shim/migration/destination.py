@@ -41,7 +41,14 @@ from sandshift.session.right_model import (
 )
 from sandshift.session.statement import Cell
 from sandshift.session.states import Event, State
-from sandshift.shim.migration.books import ADOPTED_NOTE, LOADED_NOTE, NUMBER, PATCH_NOTE, STARTING_NOTE
+from sandshift.shim.migration.books import (
+    ADOPTED_NOTE,
+    HEARD_NOTE,
+    LOADED_NOTE,
+    NUMBER,
+    PATCH_NOTE,
+    STARTING_NOTE,
+)
 from sandshift.shim.migration.reporting import report_of
 from sandshift.shim.migration.session import MEMORY_DIFFERS
 from sandshift.shim.migration.side import POLL_S, EventQueue, SessionSide
@@ -281,6 +288,9 @@ class Destination(SessionSide):
         if self._digest is None or self._handover is None:
             return True
         return self._handover.memory_digest == self._digest
+
+    def heard(self) -> None:
+        self.books.note_soon(HEARD_NOTE, b"1")
 
     async def _failed(self, machine: Machine) -> None:
         reason = (await machine.migration_info()).error or "QEMU gives no reason"

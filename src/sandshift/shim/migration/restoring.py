@@ -28,6 +28,7 @@ from sandshift.shim.handed_socket import close_quietly, copy_descriptor, facts_o
 from sandshift.shim.migration.books import (
     CHANNEL_NOTE,
     HEAD_NOTE,
+    HEARD_NOTE,
     NUMBER,
     OUTCOME_NOTE,
     STOPPED_NOTE,
@@ -109,6 +110,7 @@ def _side(sandbox: LiveSandbox, books: Books) -> Source | Destination:
 def _take_notes(active: Source | Destination) -> None:
     notes = active.books.state.notes
     active.session.used_head_only_calls = HEAD_NOTE in notes
+    active.session.heard = HEARD_NOTE in notes
     if isinstance(active, Source):
         if STOPPED_NOTE in notes:
             (active.stopped_at_us,) = NUMBER.unpack(notes[STOPPED_NOTE])

@@ -94,6 +94,10 @@ class Host(Protocol):
         """Destination with checksum verification: whether the memory here is the one that the statement describes."""
         ...
 
+    def heard(self) -> None:
+        """The first frame of the peer's has come: note it for a later shim, which need not hear another before it writes."""
+        ...
+
     def about_to_start(self) -> None:
         """The right is here and on disk; the virtual CPUs are started next."""
         ...
@@ -153,6 +157,8 @@ class Session:
         self._answer: asyncio.Future[Refusal | None] | None = None
         self._told = asyncio.Event()
         self._background: set[asyncio.Task[None]] = set()
+        self.heard = False
+        """A frame of the peer's was read in this session, by this shim or one before it."""
         self._unsure = False
         """A step failed, and what is on disk and in the VM could not be looked at yet."""
 
@@ -274,7 +280,7 @@ class Session:
         self.party = restored_party(await self._host.last_record(), next_ask=first_ask_number())
         await self._handle(await self._host.look())
         if self.channel is not None and self.channel.open:
-            await self._handle(ChannelUp())
+            await self._handle(ChannelUp(self.heard))
         self._unsure = False
 
     def feed_soon(self, event: RightEvent) -> None:
@@ -373,7 +379,7 @@ class Session:
         if self.channel is not None:
             self.channel.begin(self._on_frame, self._on_channel_lost)
             if self.channel.open:
-                await self.feed(ChannelUp())
+                await self.feed(ChannelUp(self.heard))
 
     def _on_frame(self, data: bytes) -> None:
         try:
@@ -382,6 +388,9 @@ class Session:
             assert self.channel is not None
             self.channel.refuse(error.message)
             return
+        if not self.heard:
+            self.heard = True
+            self._host.heard()
         if statement.cell is Cell.RUNNING:
             self._last_word = replace(statement, ask=Ask.NOTHING, ask_number=0, answers=0)
         if not self._host.believes(statement):

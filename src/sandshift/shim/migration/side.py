@@ -88,6 +88,9 @@ class SessionSide(ABC):
         del statement
         return True
 
+    def heard(self) -> None:  # noqa: B027 - not every side has something to do
+        """A source need not have heard anything: it speaks first."""
+
     @abstractmethod
     async def look(self) -> Restarted: ...
 
