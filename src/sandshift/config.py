@@ -6,7 +6,6 @@ two files whose places and network namespace differ.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import tomllib
@@ -108,6 +107,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         path = self.sandbox_run_dir(namespace, sandbox_id) / "shim.sock"
         if len(os.fsencode(path)) <= SOCKET_PATH_BYTES_MAX:
             return path
+        import hashlib  # noqa: PLC0415 - libcrypto is 3 MB, and few names are too long
+
         digest = hashlib.sha256(f"{namespace}/{sandbox_id}".encode()).hexdigest()
         return Path(self.places.run_dir) / "s" / f"{digest[:32]}.sock"
 

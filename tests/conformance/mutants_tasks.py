@@ -94,7 +94,7 @@ def _no_start() -> Any:
 
 @wrong("4.4", "only version 3 is served", "Task.Create is the same call in version 2 of the service")
 def _version_3() -> Any:
-    return instead(serve, "register_task", lambda server, service: server.register(service))
+    return instead(serve, "TASK_V2", "")
 
 
 @wrong("4.5", "nothing is pending", "prepare with containers pending is refused, naming them in order")

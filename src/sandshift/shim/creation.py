@@ -11,9 +11,9 @@ from google.protobuf.any_pb2 import Any
 from google.protobuf.message import DecodeError, Message
 
 from sandshift.errors import Rejected
+from sandshift.identifiers import shown
 from sandshift.sandbox import codec
 from sandshift.sandbox.model import Sandbox
-from sandshift.session.ids import shown
 from sandshift.shim.parts import PodShare, Wish
 from sandshift.shim.pod import Pod, pod_of_cri
 from sandshift.wire.containerd import pod_pb2, sandbox_pb2

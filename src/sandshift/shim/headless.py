@@ -7,7 +7,6 @@ sandbox's only door.
 from __future__ import annotations
 
 import asyncio
-import shutil
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -36,5 +35,7 @@ async def forsaken(
 
 def forget(places: Places) -> None:
     """What `delete` would have removed. Last statements and reports stay: they are the host's. Blocks."""
+    import shutil  # noqa: PLC0415 - with three compressors
+
     for folder in (places.run_dir, places.state_dir):
         shutil.rmtree(folder, ignore_errors=True)

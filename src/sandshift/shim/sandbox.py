@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
+import functools
 import json
 import logging
-import secrets
+import os
 import time
 import uuid
 from collections.abc import Awaitable, Callable
@@ -19,26 +20,23 @@ from typing import TYPE_CHECKING, Final
 
 from sandshift.config import Config
 from sandshift.errors import Damaged, IllegalMove, SandshiftError, Unavailable
-from sandshift.sandbox import codec
 from sandshift.sandbox.model import Sandbox
-from sandshift.sandbox.shape import MachineShape
-from sandshift.session.right_licence import licence_of
-from sandshift.shim.boot import Boot, Booter
 from sandshift.shim.durable import Disk, make_folder, write_atomically
+from sandshift.shim.late import REST_AFTER_S, load_rest
 from sandshift.shim.parts import Parts, PodShare, Wish
 from sandshift.shim.places import Places
-from sandshift.shim.pod import hosts_file
-from sandshift.shim.processes import Exit, Processes
 from sandshift.shim.stopwatch import Stopwatch
-from sandshift.shim.tasks import container_events
-from sandshift.shim.tasks.container_spec import Fitter
-from sandshift.shim.tasks.containers import Containers
-from sandshift.shim.tasks.disks import Disks
 from sandshift.shim.tasks.events import Publisher
-from sandshift.vmm.machine import Machine, MachineEvent, MachineSpec
 
 if TYPE_CHECKING:
     from sandshift.guest.client import Guest
+    from sandshift.sandbox.shape import MachineShape
+    from sandshift.shim.boot import Boot, Booter
+    from sandshift.shim.processes import Processes
+    from sandshift.shim.tasks.container_spec import Fitter
+    from sandshift.shim.tasks.containers import Containers
+    from sandshift.shim.tasks.disks import Disks
+    from sandshift.vmm.machine import Machine, MachineEvent, MachineSpec
 
 log = logging.getLogger(__name__)
 
@@ -91,11 +89,7 @@ class LiveSandbox:
         """Of the VM that a former shim left, until it is found."""
         self.machine: Machine | None = None
         self.guest: Guest | None = None
-        self.processes = Processes(places.output_dir)
         self.events = events or Publisher("", namespace)
-        self.disks = Disks(self)
-        self.fitter = Fitter(parts)
-        self.containers = Containers(self)
         self.started_from = ""
         self.moved_to = ""
         self.boot_id = ""
@@ -110,9 +104,40 @@ class LiveSandbox:
         """A session is about to end the VM: its death is no crash."""
         self.on_vm_death: Callable[[], Awaitable[None]] | None = None
         """A session's, while one is open: then the protocol says what a dead VM means."""
-        self.booter = Booter(places, parts)
         self._task_watch: asyncio.Task[None] | None = None
         self._starting = asyncio.Lock()
+
+    # What belongs to a sandbox, loaded when there is one: see late.py
+
+    @functools.cached_property
+    def booter(self) -> Booter:
+        from sandshift.shim.boot import Booter  # noqa: PLC0415
+
+        return Booter(self.places, self.parts)
+
+    @functools.cached_property
+    def processes(self) -> Processes:
+        from sandshift.shim.processes import Processes  # noqa: PLC0415
+
+        return Processes(self.places.output_dir)
+
+    @functools.cached_property
+    def disks(self) -> Disks:
+        from sandshift.shim.tasks.disks import Disks  # noqa: PLC0415
+
+        return Disks(self)
+
+    @functools.cached_property
+    def fitter(self) -> Fitter:
+        from sandshift.shim.tasks.container_spec import Fitter  # noqa: PLC0415
+
+        return Fitter(self.parts)
+
+    @functools.cached_property
+    def containers(self) -> Containers:
+        from sandshift.shim.tasks.containers import Containers  # noqa: PLC0415
+
+        return Containers(self)
 
     # Creation and start
 
@@ -125,6 +150,7 @@ class LiveSandbox:
         self.model, self.wish, self.pod_share = model, wish, share
         self.life = Life.AWAITING if awaiting else Life.CREATED
         self.created_at_ns = time.time_ns()
+        asyncio.get_running_loop().call_later(REST_AFTER_S, load_rest)
         await self.save()
 
     async def start(self) -> None:
@@ -141,6 +167,9 @@ class LiveSandbox:
             raise IllegalMove(
                 f"sandbox {self.sandbox_id} is {self.life.value}: create it before it is started"
             )
+        from sandshift.session.right_licence import licence_of  # noqa: PLC0415
+        from sandshift.shim.pod import hosts_file  # noqa: PLC0415
+
         watch = Stopwatch()
         if self.wish.network_namespace:
             cards = await self.parts.taps.pod_cards(self.sandbox_id, self.wish.network_namespace)
@@ -183,7 +212,7 @@ class LiveSandbox:
 
     async def _personalize(self, guest: Guest) -> None:
         await guest.personalize(
-            entropy=secrets.token_bytes(64),
+            entropy=os.urandom(64),
             machine_id=uuid.uuid4().hex,
             hostname=self.model.hostname or self.sandbox_id,
             cards=self.model.network_cards,
@@ -227,9 +256,7 @@ class LiveSandbox:
     async def abandon_incoming(self) -> None:
         """The VM that waited here is not needed any more: back to waiting for another."""
         await self._tear_down()
-        gone = Exit(EXIT_MIGRATED, time.time_ns())
-        await self.processes.end_all(gone)
-        await self.containers.end_all(gone)
+        await self._end_all(EXIT_MIGRATED, time.time_ns())
         self.life = Life.AWAITING
         await self.save()
 
@@ -258,17 +285,23 @@ class LiveSandbox:
         self.life = Life.STOPPED
         self.exit_code = exit_code
         self.exited_at_ns = time.time_ns()
-        await self.processes.end_all(Exit(exit_code, self.exited_at_ns))
-        if moved_to:
-            session, _, destination = moved_to.removeprefix("session ").partition(", ")
-            container_events.migrated(self.events, self.sandbox_id, session, destination)
-        await self.containers.end_all(Exit(exit_code, self.exited_at_ns))
+        await self._end_all(exit_code, self.exited_at_ns, moved_to)
         self.ended.set()
         try:
             await self.save()
             await self.containers.save()
         except Unavailable as error:
             log.warning("sandbox %s has ended; a later shim will not know how: %s", self.sandbox_id, error)
+
+    async def _end_all(self, exit_code: int, exited_at_ns: int, moved_to: str = "") -> None:
+        from sandshift.shim.processes import Exit  # noqa: PLC0415
+        from sandshift.shim.tasks import container_events  # noqa: PLC0415
+
+        await self.processes.end_all(Exit(exit_code, exited_at_ns))
+        if moved_to:
+            session, _, destination = moved_to.removeprefix("session ").partition(", ")
+            container_events.migrated(self.events, self.sandbox_id, session, destination)
+        await self.containers.end_all(Exit(exit_code, exited_at_ns))
 
     async def _machine_ended(self, machine: Machine) -> None:
         async for event in machine.events():
@@ -318,8 +351,9 @@ class LiveSandbox:
 
     async def let_go(self) -> None:
         """This shim ends; the VM goes on, for another shim to find."""
-        await self.processes.let_go()
-        await self.containers.close()
+        if self.life is not Life.ABSENT:
+            await self.processes.let_go()
+            await self.containers.close()
         await self.events.close()
         if self._task_watch is not None:
             self._task_watch.cancel()
@@ -333,6 +367,8 @@ class LiveSandbox:
 
     async def save(self) -> None:
         """Write down what a later shim needs to find this sandbox again."""
+        from sandshift.sandbox import codec  # noqa: PLC0415
+
         document = {
             "sandbox": codec.sandbox_to_proto(self.model).SerializeToString().hex(),
             "shape": codec.shape_to_proto(self.spec.shape).SerializeToString().hex() if self.spec else "",

@@ -10,19 +10,16 @@ from google.protobuf.any_pb2 import Any
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from sandshift.errors import Rejected
-from sandshift.session.ids import shown
-from sandshift.shim.creation import parse_creation
-from sandshift.shim.pod import Pod
+from sandshift.identifiers import shown
 from sandshift.shim.sandbox import Life, LiveSandbox
-from sandshift.shim.tasks.container_stats import machine_metrics
-from sandshift.shim.usage import Usage, usage_of
-from sandshift.wire.containerd import metrics_pb2, platform_pb2, sandbox_pb2, sandbox_ttrpc
+from sandshift.wire.containerd import platform_pb2, sandbox_pb2, sandbox_ttrpc
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import ttrpc
     from sandshift.shim.migration.desk import Desk
+    from sandshift.shim.pod import Pod
 
 DESTINATION_ANNOTATION: Final = "io.sandshift.migration.destination"
 READY: Final = "SANDBOX_READY"
@@ -54,6 +51,8 @@ class SandboxService(sandbox_ttrpc.SandboxService):
     ) -> sandbox_pb2.CreateSandboxResponse:
         self._check(request.sandbox_id)
         self._desk.require_no_session("CreateSandbox")
+        from sandshift.shim.creation import parse_creation  # noqa: PLC0415 - see late.py
+
         pod = await asyncio.to_thread(parse_creation, request)
         await self._desk.change("CreateSandbox", lambda: self._create(pod))
         return sandbox_pb2.CreateSandboxResponse()
@@ -132,6 +131,10 @@ class SandboxService(sandbox_ttrpc.SandboxService):
         self, request: sandbox_pb2.SandboxMetricsRequest, context: ttrpc.CallContext
     ) -> sandbox_pb2.SandboxMetricsResponse:
         """What the machine takes on this host, all of its containers in it. Theirs are Task.Stats'."""
+        from sandshift.shim.tasks.container_stats import machine_metrics  # noqa: PLC0415 - see late.py
+        from sandshift.shim.usage import Usage, usage_of  # noqa: PLC0415
+        from sandshift.wire.containerd import metrics_pb2  # noqa: PLC0415
+
         self._check(request.sandbox_id)
         machine, shape = self._sandbox.machine, self._sandbox.spec.shape if self._sandbox.spec else None
         used = usage_of(machine.pid) if machine is not None else Usage()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import json
 import logging
@@ -11,7 +12,7 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import ttrpc
 from sandshift.config import Config, load
@@ -20,24 +21,28 @@ from sandshift.shim.arguments import Arguments
 from sandshift.shim.durable import make_folder, write_atomically
 from sandshift.shim.headless import forget, forsaken
 from sandshift.shim.identity import started_ticks_of
+from sandshift.shim.late import load_rest, register_late
 from sandshift.shim.log import begin as log_begin
 from sandshift.shim.migration.desk import Desk
-from sandshift.shim.migration.service import MigrationService
 from sandshift.shim.parts import LateParts, Parts
 from sandshift.shim.places import Places
-from sandshift.shim.restore import drop_unused_disks, follow_again, restore_sandbox
 from sandshift.shim.sandbox import LiveSandbox
-from sandshift.shim.sandbox_service import SandboxService
-from sandshift.shim.shim_service import ShimService
 from sandshift.shim.tasks.events import Publisher
-from sandshift.shim.tasks.task_service import TaskService, register_task
 from sandshift.status import to_status
-from sandshift.vmm.machine import RunState
+from sandshift.wire.containerd.sandbox_ttrpc import SandboxService as SandboxMethods
+from sandshift.wire.containerd.task_ttrpc import TaskService as TaskMethods
 from sandshift.wire.migration import messages_pb2
+from sandshift.wire.migration.service_ttrpc import MigrationService as MigrationMethods
+from sandshift.wire.sandshift.shim_ttrpc import ShimService as ShimMethods
+
+if TYPE_CHECKING:
+    from sandshift.shim.migration.service import MigrationService
 
 log = logging.getLogger("sandshift.shim")
 
-DRAIN_S = 2.0
+DRAIN_S: Final = 2.0
+TASK_V2: Final = "containerd.task.v2.Task"
+"""Before containerd 2.0; the messages are the same."""
 
 
 def refusal(error: SandshiftError | ttrpc.StatusError, context: ttrpc.CallContext) -> ttrpc.StatusError:
@@ -89,27 +94,60 @@ class ShimServer:
         self.desk = Desk(self.sandbox)
         self.shut_down = asyncio.Event()
         self.server = ttrpc.Server(unary_interceptors=(translate,), stream_interceptors=(translate_stream,))
-        migration = MigrationService(self.desk)
-        self.server.register(migration)
+        register_late(self.server, MigrationMethods, lambda: self._migration)
         self.server.add_method(
             "Migration",
             "TransferSandbox",
             ttrpc.Shape.SERVER_STREAM,
             messages_pb2.TransferSandboxRequest,
             messages_pb2.TransferSandboxResponse,
-            migration.transfer_sandbox_2691,
+            self._transfer_sandbox_2691,
         )
-        self.server.register(SandboxService(self.sandbox, self.desk, self.shut_down.set))
-        register_task(self.server, TaskService(self.sandbox, self.desk, self.shut_down.set, os.getpid()))
-        self.server.register(ShimService(self.sandbox, self.desk, os.getpid()))
+        register_late(self.server, SandboxMethods, self._sandbox_service)
+        register_late(self.server, TaskMethods, self._task_service, also_as=TASK_V2)
+        register_late(self.server, ShimMethods, self._shim_service)
+
+    # ruff's PLC0415 in these four: see late.py
+
+    @functools.cached_property
+    def _migration(self) -> MigrationService:
+        from sandshift.shim.migration.service import MigrationService  # noqa: PLC0415
+
+        return MigrationService(self.desk)
+
+    def _transfer_sandbox_2691(
+        self, request: messages_pb2.TransferSandboxRequest, context: ttrpc.CallContext
+    ) -> AsyncIterator[messages_pb2.TransferSandboxResponse]:
+        return self._migration.transfer_sandbox_2691(request, context)
+
+    def _sandbox_service(self) -> ttrpc.Service:
+        from sandshift.shim.sandbox_service import SandboxService  # noqa: PLC0415
+
+        return SandboxService(self.sandbox, self.desk, self.shut_down.set)
+
+    def _task_service(self) -> ttrpc.Service:
+        from sandshift.shim.tasks.task_service import TaskService  # noqa: PLC0415
+
+        return TaskService(self.sandbox, self.desk, self.shut_down.set, os.getpid())
+
+    def _shim_service(self) -> ttrpc.Service:
+        from sandshift.shim.shim_service import ShimService  # noqa: PLC0415
+
+        return ShimService(self.sandbox, self.desk, os.getpid())
 
     async def restore(self) -> None:
         """Go on with what an earlier shim of this sandbox left; callers wait in the socket's queue meanwhile."""
+        if not self.sandbox.places.sandbox_file.exists():
+            return
+        # A fresh shim has nothing to go on with.
+        from sandshift.shim.migration.restoring import restore_session  # noqa: PLC0415
+        from sandshift.shim.restore import drop_unused_disks, follow_again, restore_sandbox  # noqa: PLC0415
+        from sandshift.vmm.machine import RunState  # noqa: PLC0415
+
         if not await restore_sandbox(self.sandbox):
             return
+        load_rest()
         await self.sandbox.disk.run(self.desk.remember)
-        from sandshift.shim.migration.restoring import restore_session  # noqa: PLC0415 - a fresh shim has no session
-
         active = await restore_session(self.sandbox)
         if active is not None:
             self.desk.take_up(active)

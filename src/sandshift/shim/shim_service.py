@@ -7,8 +7,9 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Final
 
 from sandshift.errors import NotFound, Rejected, SandshiftError
+from sandshift.identifiers import shown
 from sandshift.sandbox import codec
-from sandshift.session.ids import container_id, shown
+from sandshift.session.ids import container_id
 from sandshift.session.statement import Cell
 from sandshift.shim.output import STREAMS
 from sandshift.shim.sandbox import Life, LiveSandbox

@@ -227,24 +227,18 @@ def _read_stdin() -> bytes:
     return found
 
 
-def _load_lightly() -> None:
-    """Load asyncio without `ssl`, which nothing here uses (QEMU encrypts), and without the collector: a third of the time."""
-    import gc  # noqa: PLC0415
-
-    gc.disable()  # Until everything is loaded: serve.py, settle().
-    sys.modules["ssl"] = None  # type: ignore[assignment]
-    import asyncio  # noqa: F401, PLC0415
-
-    del sys.modules["ssl"]
-
-
 def _serve(arguments: Arguments, listener: _socket.socket, run_dir: str) -> None:
     """The child: never returns."""
     code = 1
     try:
+        import gc  # noqa: PLC0415 - only the child pays for it
+
+        from sandshift.shim.lightly import load_lightly  # noqa: PLC0415
+
         _detach(f"{run_dir}/shim.log")
         _leave_no_core()
-        _load_lightly()
+        gc.disable()  # Until everything is loaded: serve.py, settle().
+        load_lightly()
         from sandshift.shim.serve import serve_from_start  # noqa: PLC0415 - only the child pays for it
 
         serve_from_start(arguments, listener.detach())

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeGuard, TypeVar
 
 from sandshift.errors import IllegalMove, NoRoom, SandshiftError, Unavailable
 from sandshift.session.states import Action, Call, Outcome, Side, Standing, State, check
+from sandshift.shim.late import load_rest
 from sandshift.shim.migration import last
 
 if TYPE_CHECKING:
@@ -68,7 +69,10 @@ class Desk:
 
     @functools.cached_property
     def _opening(self) -> Opening:
-        """What a session is made with: loaded when there is one, since most shims never have any."""
+        """What a session is made with: loaded when there is one, since most shims never have any. With it all that the shim
+        may need until its end: nothing is looked for on disk once a guest waits for us.
+        """
+        load_rest()
         from sandshift.shim.migration.opening import Opening  # noqa: PLC0415
 
         return Opening(self.sandbox)

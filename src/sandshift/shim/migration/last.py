@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from sandshift.session.statement import Cell
 from sandshift.session.states import Action, Side, Standing, State
 from sandshift.shim.durable import write_atomically
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from sandshift.session.statement import Cell
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,8 @@ def keep(path: Path, last: LastSession) -> None:
 
 def read(path: Path) -> LastSession:
     """What `keep` wrote; nothing if there is nothing, or nothing that can be read. Blocks."""
+    from sandshift.session.statement import Cell  # noqa: PLC0415 - a shim that begins has nothing to read
+
     try:
         document = msgspec.json.decode(path.read_bytes(), type=_Document)
         standing = Standing(

@@ -28,14 +28,12 @@ from sandshift.shim.tasks.containers import Order
 from sandshift.shim.tasks.live_container import LiveContainer, Standing
 from sandshift.wire.containerd import task_pb2 as pb
 from sandshift.wire.containerd import task_ttrpc, task_types_pb2
-from ttrpc import Method
 
 if TYPE_CHECKING:
     import ttrpc
     from sandshift.shim.migration.desk import Desk
     from sandshift.shim.sandbox import LiveSandbox
 
-SERVICE_V2: Final = "containerd.task.v2.Task"
 SIGNALS_MAX: Final = 64
 STATUSES: Final = {
     Standing.CREATED: task_types_pb2.CREATED,
@@ -44,14 +42,6 @@ STATUSES: Final = {
     Standing.PAUSED: task_types_pb2.PAUSED,
 }
 ENDED_LIVES: Final = (Life.ABSENT, Life.STOPPED)
-
-
-def register_task(server: ttrpc.Server, service: TaskService) -> None:
-    """Serve it under the names of both versions: the messages are the same."""
-    server.register(service)
-    for method, attribute in service.ttrpc_methods:
-        older = Method(SERVICE_V2, method.name, method.shape, method.request_type, method.response_type)
-        server.add(older, getattr(service, attribute))
 
 
 class TaskService(task_ttrpc.TaskService):
