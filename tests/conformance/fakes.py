@@ -110,7 +110,7 @@ class House:
         self._tasks.clear()
         for host in self.hosts.values():
             if host.server is not None:
-                await host.stop()
+                await host.stop(push_s=0.0)  # Nobody listens any more.
             for process in list(host.world.processes.values()):
                 process.die()
         if self.hosts:

@@ -48,6 +48,8 @@ SANDBOX = "box"
 MEMORY_BYTES = 64 << 20
 DIGEST = "sha256:" + "0" * 64
 SO_COOKIE = 57
+TOLD_S = 20.0
+"""How long a test waits for what is to be told; a loaded machine is slow."""
 
 
 class FakePacker:
@@ -203,10 +205,12 @@ class FakeHost:
         await self.server.restore()
         self._task = asyncio.create_task(self.server.server.serve(ttrpc.listen(self.socket_path)))
 
-    async def stop(self) -> None:
-        """The shim lets go; its VM goes on."""
+    async def stop(self, *, push_s: float | None = None) -> None:
+        """The shim lets go; its VM goes on. `push_s`: how long it waits for events that nobody takes."""
         assert self.server is not None
         await self.server.server.shutdown(grace_s=0.2)
+        if push_s is not None:
+            await self.server.sandbox.events.close(push_s)
         await self.server.let_go()
         if self._task is not None:
             self._task.cancel()
@@ -215,7 +219,12 @@ class FakeHost:
         self.server = None
 
     async def client(self) -> HostClient:
-        return HostClient(await ttrpc.connect(self.socket_path))
+        return HostClient(await ttrpc.connect(self.socket_path), self._newest_id)
+
+    def _newest_id(self) -> int:
+        """Of what the session's record holds; 0: nothing."""
+        assert self.server is not None
+        return self.server.desk.require_active().session.record.last_id
 
     @property
     def process(self) -> FakeProcess:
@@ -226,8 +235,9 @@ class FakeHost:
 class HostClient:
     """Everything a caller can ask of one shim."""
 
-    def __init__(self, client: ttrpc.Client) -> None:
+    def __init__(self, client: ttrpc.Client, newest_id: Callable[[], int] = lambda: 0) -> None:
         self.connection = client
+        self._newest_id = newest_id
         self.migration = MigrationClient(client)
         self.sandbox = SandboxClient(client)
         self.shim = ShimClient(client)
@@ -253,16 +263,21 @@ class HostClient:
         request = m.CreateDuplicateSocketRequest(session_id=session_id, protocol_info=descriptor_of(end))
         await self.migration.create_duplicate_socket(request, timeout_s=10)
 
-    async def phases(self, session_id: str) -> list[tuple[str, str]]:
-        """What has been told so far, progress left out."""
-        told = []
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(0.2):
-                async for response in self.migration.notifications(
-                    m.NotificationsRequest(session_id=session_id)
-                ):
+    async def phases(self, session_id: str, until: tuple[str, str]) -> list[tuple[str, str]]:
+        """What has been told, progress left out: up to `until`, which is awaited, and all that the record holds by then."""
+        told: list[tuple[str, str]] = []
+        stream = self.migration.notifications(m.NotificationsRequest(session_id=session_id))
+        try:
+            async with asyncio.timeout(TOLD_S):
+                async for response in stream:
                     if not response.notification.HasField("progress"):
-                        told.append(words(response))  # noqa: PERF401 - what came before the time-out counts
+                        told.append(words(response))
+                    if until in told and response.message_id >= self._newest_id():
+                        break
+        except TimeoutError:
+            raise AssertionError(f"no {until} within {TOLD_S:g} s: {told}") from None
+        finally:
+            stream.cancel()
         return told
 
 

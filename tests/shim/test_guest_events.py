@@ -57,8 +57,9 @@ async def code_of(task: asyncio.Task[m.TransferSandboxResponse]) -> ttrpc.Code:
     return outcome.code
 
 
-async def last_phase(client: HostClient, session: str) -> tuple[str, str]:
-    return (await client.phases(session))[-1]
+async def told_last(client: HostClient, session: str, *last: str) -> bool:
+    phase, state = last
+    return (await client.phases(session, (phase, state)))[-1] == (phase, state)
 
 
 async def ended_here(client: HostClient, exit_code: int = 137) -> None:
@@ -95,7 +96,7 @@ async def test_after_the_export(hosts: TwoHosts, event: str) -> None:
     await hosts.export()
     happens(hosts.source.process, event)
     await ended_here(hosts.s)
-    assert await last_phase(hosts.s, hosts.session) == ("FAILED", "GUEST_INITIATED_CANCELLATION")
+    assert await told_last(hosts.s, hosts.session, "FAILED", "GUEST_INITIATED_CANCELLATION")
     status = (await hosts.s.status()).session
     assert (status.state, status.cell) == ("Failed", Cell.KEPT.value)
     assert EVENTS[event] in status.failure
@@ -110,7 +111,7 @@ async def test_while_transfer_waits_for_its_socket(hosts: TwoHosts, event: str) 
             await asyncio.sleep(0.001)
     happens(hosts.source.process, event)
     assert await code_of(waiting) is ttrpc.Code.ABORTED
-    assert await last_phase(hosts.s, hosts.session) == ("FAILED", "GUEST_INITIATED_CANCELLATION")
+    assert await told_last(hosts.s, hosts.session, "FAILED", "GUEST_INITIATED_CANCELLATION")
     await it_is_over(hosts)
 
 
@@ -122,8 +123,8 @@ async def test_before_the_first_byte(hosts: TwoHosts, event: str) -> None:
     happens(hosts.source.process, event)
     await ended_here(hosts.s)
     assert await code_of(waiting) is ttrpc.Code.UNAVAILABLE
-    assert await last_phase(hosts.s, hosts.session) == ("FAILED", "GUEST_INITIATED_CANCELLATION")
-    assert await last_phase(hosts.d, hosts.session) == ("DONE", "SOURCE_FAILED")
+    assert await told_last(hosts.s, hosts.session, "FAILED", "GUEST_INITIATED_CANCELLATION")
+    assert await told_last(hosts.d, hosts.session, "DONE", "SOURCE_FAILED")
     await it_is_over(hosts)
 
 
@@ -136,8 +137,8 @@ async def test_in_the_brownout(hosts: TwoHosts, event: str) -> None:
     await until(hosts.destination, MigrationStatus.ACTIVE)
     happens(hosts.source.process, event)
     assert [await code_of(task) for task in moving] == [ttrpc.Code.ABORTED, ttrpc.Code.UNAVAILABLE]
-    assert await last_phase(hosts.s, hosts.session) == ("FAILED", "GUEST_INITIATED_CANCELLATION")
-    assert await last_phase(hosts.d, hosts.session) == ("DONE", "SOURCE_FAILED")
+    assert await told_last(hosts.s, hosts.session, "FAILED", "GUEST_INITIATED_CANCELLATION")
+    assert await told_last(hosts.d, hosts.session, "DONE", "SOURCE_FAILED")
     await it_is_over(hosts)
 
 
@@ -158,8 +159,8 @@ async def test_in_the_blackout(hosts: TwoHosts, event: str) -> None:
     await asyncio.wait_for(there.wait(), WAIT_S)
     happens(hosts.source.process, event)
     assert [await code_of(task) for task in moving] == [ttrpc.Code.ABORTED, ttrpc.Code.UNAVAILABLE]
-    assert await last_phase(hosts.s, hosts.session) == ("FAILED", "GUEST_INITIATED_CANCELLATION")
-    assert await last_phase(hosts.d, hosts.session) == ("DONE", "SOURCE_FAILED")
+    assert await told_last(hosts.s, hosts.session, "FAILED", "GUEST_INITIATED_CANCELLATION")
+    assert await told_last(hosts.d, hosts.session, "DONE", "SOURCE_FAILED")
     await it_is_over(hosts)
 
 
@@ -196,7 +197,7 @@ async def test_on_the_destination_after_the_move_it_is_an_ordinary_end(
         await hosts.s.finalize(hosts.session, STOP)
     happens(hosts.destination.process, event)
     await ended_here(hosts.d)
-    assert await last_phase(hosts.d, hosts.session) == ("BLACKOUT_EXITED", "SUCCESS")
+    assert await told_last(hosts.d, hosts.session, "BLACKOUT_EXITED", "SUCCESS")
     if source == "stopped after":
         await hosts.s.finalize(hosts.session, STOP)
     for client in (hosts.s, hosts.d):
@@ -211,7 +212,7 @@ async def test_after_a_roll_back_it_is_an_ordinary_end_too(hosts: TwoHosts, even
     await hosts.s.finalize(hosts.session, RESUME)
     happens(hosts.source.process, event)
     await ended_here(hosts.s)
-    assert await last_phase(hosts.s, hosts.session) == ("RECOVERY_DONE", "SUCCESS")
+    assert await told_last(hosts.s, hosts.session, "RECOVERY_DONE", "SUCCESS")
     await hosts.d.finalize(hosts.session, STOP)
     for client in (hosts.s, hosts.d):
         await client.migration.cleanup(m.CleanupRequest(session_id=hosts.session), timeout_s=WAIT_S)

@@ -10,6 +10,7 @@ from random import Random
 import pytest
 
 import ttrpc
+from sandshift.config import Limits
 from sandshift.sandbox.model import SOURCE_CONTAINER_ANNOTATION
 from sandshift.wire.containerd import task_pb2 as pb
 from sandshift.wire.migration import messages_pb2 as m
@@ -19,6 +20,8 @@ from tests.shim.pod import Bundle, bundles, lines, run
 RESUME, STOP = m.FINALIZE_ACTION_RESUME, m.FINALIZE_ACTION_STOP
 MANY = 9 * 60
 NAMES = ("web", "db")
+HANDOVER_FRAME_S = 0.5
+"""How long a shim asks the other in vain, where they lost each other: waited for once in every such history."""
 
 
 class History:
@@ -128,7 +131,7 @@ class History:
 
 @pytest.fixture
 async def hosts(tmp_path: Path) -> AsyncIterator[TwoHosts]:
-    async with two_hosts(tmp_path) as both:
+    async with two_hosts(tmp_path, Limits(handover_frame_s=HANDOVER_FRAME_S)) as both:
         yield both
 
 

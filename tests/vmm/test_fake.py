@@ -17,7 +17,7 @@ from tests.vmm.specs import fresh_spec
 
 class FakeRig:
     dirty_words = "dirty 200"
-    slow = TransferSettings(bandwidth_bytes_per_s=32 << 10, downtime_limit_ms=1)
+    slow = TransferSettings(bandwidth_bytes_per_s=128 << 10, downtime_limit_ms=1)
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -48,8 +48,22 @@ async def forbidden(scene: Scene) -> None:
 # 7 and 9. A guest that ends itself
 
 
+def _endless() -> o.InitializeOptions:
+    """With a guest that writes neither passes nor a blackout come to an end."""
+    options = o.InitializeOptions(memory_transport=o.MEMORY_TRANSPORT_TCP)
+    throttle = options.memory_transfer_throttle_params
+    throttle.skip_throttling = True
+    throttle.target_blackout_transfer_time = 1
+    throttle.target_number_of_brownout_transfer_passes = MANY_PASSES
+    throttle.maximum_number_of_brownout_transfer_passes = MANY_PASSES
+    return options
+
+
 async def _guest_ends(scene: Scene, does: GuestDoes) -> None:
     await scene.target.guest(does)
+    scene.options = (
+        _endless()
+    )  # Else what passes before the guest has ended may be all of it, and it stands still.
     await scene.connected(flowing=False)
     calling = scene.begin(scene.src.transfer(scene.session, within_s=ENDED_S))
     await scene.drip_until_transferring(Side.DESTINATION)
@@ -84,14 +98,9 @@ async def guest_powers_off(scene: Scene) -> None:
 
 
 async def _never_ending(scene: Scene) -> None:
-    """A transfer that goes on until it is cancelled: the guest writes, and neither passes nor a blackout are allowed."""
+    """A transfer that goes on until it is cancelled."""
     await scene.target.guest(GuestDoes.WRITE)
-    scene.options = o.InitializeOptions(memory_transport=o.MEMORY_TRANSPORT_TCP)
-    throttle = scene.options.memory_transfer_throttle_params
-    throttle.skip_throttling = True
-    throttle.target_blackout_transfer_time = 1
-    throttle.target_number_of_brownout_transfer_passes = MANY_PASSES
-    throttle.maximum_number_of_brownout_transfer_passes = MANY_PASSES
+    scene.options = _endless()
     await scene.connected(flowing=True)
     scene.begin(scene.src.transfer(scene.session))
     await scene.wait_for(Side.SOURCE, "Transferring")
