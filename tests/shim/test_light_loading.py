@@ -113,6 +113,22 @@ async def test_a_shim_answers_its_first_call_without_what_a_sandbox_needs(tmp_pa
     assert ours - OURS_AT_FIRST == set()
 
 
+def test_nothing_is_loaded_before_the_callers_pipes_are_let_go() -> None:
+    serving = next(
+        node
+        for node in ast.parse((SOURCE / "shim" / "start.py").read_text()).body
+        if isinstance(node, ast.FunctionDef) and node.name == "_serve"
+    )
+    detached = next(
+        node.lineno
+        for node in ast.walk(serving)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "_detach"
+    )
+    imports = [node.lineno for node in ast.walk(serving) if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert len(imports) >= 3
+    assert min(imports) > detached
+
+
 def test_messages_of_every_kind_work_without_protobufs_second_core() -> None:
     code = """
 from google.protobuf.any_pb2 import Any

@@ -231,13 +231,14 @@ def _serve(arguments: Arguments, listener: _socket.socket, run_dir: str) -> None
     """The child: never returns."""
     code = 1
     try:
-        import gc  # noqa: PLC0415 - only the child pays for it
-
-        from sandshift.shim.lightly import load_lightly  # noqa: PLC0415
-
+        # Before anything is loaded: our caller reads until we have let go of its pipes.
         _detach(f"{run_dir}/shim.log")
         _leave_no_core()
+        import gc  # noqa: PLC0415 - only the child pays for it
+
         gc.disable()  # Until everything is loaded: serve.py, settle().
+        from sandshift.shim.lightly import load_lightly  # noqa: PLC0415
+
         load_lightly()
         from sandshift.shim.serve import serve_from_start  # noqa: PLC0415 - only the child pays for it
 
