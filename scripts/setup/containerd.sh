@@ -1,12 +1,13 @@
 # shellcheck shell=sh
 # shellcheck disable=SC2154 # `distribution_id` and `distribution_codename` are set by system.sh
 # Real containerds for the tests, from the distribution's packages, unpacked into .cache/containerd and never installed: no service
-# is started and nothing of the machine changes. .cache/containerd/new is 2.1 or newer, old is 1.6 or 1.7 (where there is one),
-# tools has runc and the CNI plugins.
+# is started and nothing of the machine changes. .cache/containerd/new is 2.1 or newer, middle is 1.7 and old 1.6 (where the archive
+# has them), tools has runc and the CNI plugins.
 
 CONTAINERD=.cache/containerd
 CONTAINERD_MIN=2.1
-CONTAINERD_SUITE=forky # Debian's first with 2.1; its containerd needs no newer libc than Debian 12's (its runc does)
+CONTAINERD_SUITE=forky         # Debian's first with 2.1; its containerd needs no newer libc than Debian 12's (its runc does)
+CONTAINERD_MIDDLE_SUITE=trixie # the one with 1.7, of which the same is true
 
 containerds() {
     containerds_key=$(cat scripts/setup/containerd.sh "$OS_RELEASE" | sha256sum | cut -c1-16)
@@ -19,17 +20,24 @@ containerds() {
     rm -rf "$CONTAINERD"
     mkdir -p "$CONTAINERD"
     case $distribution_id:$distribution_codename in
-    debian:bookworm) newer=$CONTAINERD_SUITE old=bookworm own=bookworm ;;
-    debian:trixie) newer=$CONTAINERD_SUITE old=trixie own=trixie ;;
-    *) newer='' old='' own='' ;; # newer distributions have it themselves, and no old one
+    debian:bookworm) newer=$CONTAINERD_SUITE middle=$CONTAINERD_MIDDLE_SUITE old=bookworm own=bookworm ;;
+    debian:trixie) newer=$CONTAINERD_SUITE middle=$CONTAINERD_MIDDLE_SUITE old='' own=trixie ;;
+    *) newer='' middle='' old='' own='' ;; # newer distributions have it themselves, and no old one
     esac
     private_packages new "$own" "$newer" containerd
+    [ -z "$middle" ] || private_packages middle "$own" "$middle" containerd
     [ -z "$old" ] || private_packages old "$own" "$old" containerd
     private_packages tools "$own" "$own" runc containernetworking-plugins
-    containerd_version=$("$CONTAINERD/new/usr/bin/containerd" --version | sed -E 's/.* v?([0-9]+\.[0-9]+)[^ ]* .*/\1/; s/.* v?([0-9]+\.[0-9]+).*/\1/')
-    version_at_least "$containerd_version" "$CONTAINERD_MIN" ||
-        die "containerd $CONTAINERD_MIN or newer is needed for the tests and the packages have \"$containerd_version\""
+    version_at_least "$(containerd_version new)" "$CONTAINERD_MIN" ||
+        die "containerd $CONTAINERD_MIN or newer is needed for the tests and the packages have \"$(containerd_version new)\""
+    [ -z "$middle" ] || [ "$(containerd_version middle)" = 1.7 ] ||
+        die "containerd 1.7 is needed for the tests and $middle has \"$(containerd_version middle)\""
     : >"$CONTAINERD/made-$containerds_key"
+}
+
+# containerd_version FOLDER: "2.1" of what was unpacked there
+containerd_version() {
+    "$CONTAINERD/$1/usr/bin/containerd" --version | sed -E 's/.* v?([0-9]+\.[0-9]+)[^ ]* .*/\1/; s/.* v?([0-9]+\.[0-9]+).*/\1/'
 }
 
 # private_packages FOLDER OWN SUITE PACKAGE...: unpacks packages of SUITE, from the archive that this machine takes OWN from, into

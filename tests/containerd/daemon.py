@@ -18,7 +18,7 @@ from typing import Any, Final, TypeVar
 
 from sandshift.cli.demo.leftovers import end_processes
 from sandshift.shim import launcher
-from tests.containerd.image import make_image
+from tests.containerd.image import PAUSE, make_image
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 INSTALLED: Final = ROOT / ".cache" / "containerd"
@@ -58,10 +58,23 @@ CONFIG_OLD: Final = """
 version = 2
 root = "{folder}/root"
 state = "{folder}/state"
-disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.grpc.v1.cri", "io.containerd.internal.v1.tracing"]
+disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.internal.v1.tracing"]
 [grpc]
   address = "{folder}/c.sock"
+[plugins."io.containerd.grpc.v1.cri"]
+  restrict_oom_score_adj = true
+  disable_apparmor = true
+  enable_selinux = false
+  sandbox_image = "{pause}"
+  [plugins."io.containerd.grpc.v1.cri".containerd]
+    default_runtime_name = "sandshift"
+    snapshotter = "overlayfs"
+{runtime}
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    bin_dir = "{cni}"
+    conf_dir = "{folder}/cni"
 """
+KINDS: Final = ("old", "middle", "new")
 SANDSHIFT: Final = """
 [host]
 name = "{name}"
@@ -76,7 +89,7 @@ memory_mib = 192
 
 @dataclass
 class Containerd:
-    """`kind`: "new" (2.1 or newer) or "old" (1.6). `network_namespace`: its host; empty: this machine's own."""
+    """`kind`: "new" (2.1 or newer), "middle" (1.7) or "old" (1.6). `network_namespace`: its host; empty: this machine's own."""
 
     kind: str
     folder: Path
@@ -106,9 +119,11 @@ class Containerd:
     def set_up(self, more: str = "") -> None:
         for folder in ("bin", "cni"):
             (self.folder / folder).mkdir(parents=True, exist_ok=True)
-        config = CONFIG_NEW if self.kind == "new" else CONFIG_OLD
+        config, runtime = CONFIG_NEW, documented("toml containerd")
+        if self.kind != "new":
+            config, runtime = CONFIG_OLD, documented("toml containerd 1")
         (self.folder / "config.toml").write_text(
-            config.format(folder=self.folder, cni=CNI_PLUGINS, runtime=documented("toml containerd"))
+            config.format(folder=self.folder, cni=CNI_PLUGINS, runtime=runtime, pause=PAUSE)
         )
         (self.folder / "sandshift.toml").write_text(
             SANDSHIFT.format(folder=self.folder, name=self.name, more=more)
@@ -158,6 +173,9 @@ class Containerd:
 
     def import_image(self) -> None:
         self.ctr("image", "import", make_image(self.folder / "image.tar"))
+        if self.kind != "new":
+            pause = make_image(self.folder / "pause.tar", PAUSE, ("sleep", "100000"))
+            self.ctr("image", "import", pause)
 
     def kill(self) -> None:
         """SIGKILL; its shims stay."""

@@ -8,17 +8,20 @@ import json
 import shutil
 import subprocess
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 NAME: Final = "localhost/busybox:1"
+PAUSE: Final = "localhost/pause:1"
+"""What a pod's own container runs where containerd has no Sandbox API."""
 INDEX: Final = "application/vnd.oci.image.index.v1+json"
 MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
 CONFIG: Final = "application/vnd.oci.image.config.v1+json"
 LAYER: Final = "application/vnd.oci.image.layer.v1.tar"
 
 
-def make_image(path: Path, name: str = NAME) -> Path:
+def make_image(path: Path, name: str = NAME, command: Sequence[str] = ("sh",)) -> Path:
     """Write the image's tar to `path`. Needs busybox-static, as ./run installs it."""
     busybox = shutil.which("busybox")
     assert busybox is not None, "busybox-static is not installed: ./run setup vm-tests"
@@ -28,7 +31,7 @@ def make_image(path: Path, name: str = NAME) -> Path:
         {
             "architecture": "amd64",
             "os": "linux",
-            "config": {"Env": ["PATH=/bin"], "Cmd": ["sh"]},
+            "config": {"Env": ["PATH=/bin"], "Cmd": list(command)},
             "rootfs": {"type": "layers", "diff_ids": [_digest(layer)]},
         }
     )

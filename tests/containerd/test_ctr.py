@@ -11,13 +11,21 @@ from pathlib import Path
 import pytest
 
 from tests.containerd.cri import IMAGE
-from tests.containerd.daemon import INSTALLED, RUNTIME, Containerd, containerd, eventually, short_folder
+from tests.containerd.daemon import (
+    INSTALLED,
+    KINDS,
+    RUNTIME,
+    Containerd,
+    containerd,
+    eventually,
+    short_folder,
+)
 from tests.needs import needs_root
 
 pytestmark = [pytest.mark.containerd, pytest.mark.vm, pytest.mark.timeout(300), needs_root]
 
 
-@pytest.fixture(scope="module", params=["old", "new"])
+@pytest.fixture(scope="module", params=KINDS)
 def daemon(request: pytest.FixtureRequest) -> Iterator[Containerd]:
     if not (INSTALLED / request.param).exists():
         pytest.skip(f"optional: this distribution has no {request.param} containerd")
@@ -120,6 +128,15 @@ def test_two_run_side_by_side(daemon: Containerd) -> None:
 def test_a_rootfs_is_left_as_it_was_found(daemon: Containerd, tmp_path: Path) -> None:
     run(daemon, "writes", "sh", "-c", "echo x > /etc/passwd")
     assert run(daemon, "reads", "cat", "/etc/passwd").stdout == b"root:x:0:0:root:/root:/bin/sh\n"
+
+
+def test_the_hosts_network_is_refused_by_name(daemon: Containerd) -> None:
+    ran = daemon.ctr(
+        "run", "--rm", "--net-host", "--runtime", RUNTIME, IMAGE, "host-net", "true", check=False
+    )
+    assert ran.returncode == 1
+    assert b"container host-net: the host's network cannot be had in a VM" in ran.stderr
+    eventually(lambda: not leftovers(daemon))
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 
 from tests.containerd.conftest import short_folder
 from tests.containerd.cri import IMAGE
-from tests.containerd.daemon import INSTALLED, RUNTIME, Containerd, containerd, eventually
+from tests.containerd.daemon import INSTALLED, KINDS, RUNTIME, Containerd, containerd, eventually
 from tests.needs import needs_root
 
 pytestmark = [pytest.mark.containerd, pytest.mark.vm, pytest.mark.timeout(300), needs_root]
@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.containerd, pytest.mark.vm, pytest.mark.timeout(300), 
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 
-@pytest.fixture(params=["old", "new"])
+@pytest.fixture(params=KINDS)
 def daemon(request: pytest.FixtureRequest) -> Iterator[Containerd]:
     if not (INSTALLED / request.param).exists():
         pytest.skip(f"optional: this distribution has no {request.param} containerd")

@@ -82,6 +82,7 @@ def test_an_empty_folder_of_the_pods_is_made_in_the_guest():
         ("/srv/d", "/d", True, FOLDER, Handling.PACK),
         ("/srv/f", "/f", True, Source(Kind.FILE, FILE_BYTES_MAX), Handling.COPY),
         ("/var/lib/containerd/x/hosts", "/etc/hosts", False, FILE, Handling.COPY),
+        ("/srv/c/io.containerd.grpc.v1.cri/sandboxes/7/hosts", "/etc/hosts", False, FILE, Handling.COPY),
         ("/run/containerd/x/resolv.conf", "/etc/resolv.conf", False, FILE, Handling.COPY),
         ("/var/lib/kubelet/pods/7/containers/c/1", "/dev/termination-log", False, FILE, Handling.COPY),
     ],

@@ -10,7 +10,7 @@ import pytest
 from google.protobuf.any_pb2 import Any as AnyMessage
 
 import ttrpc
-from sandshift.errors import NotFound, Rejected
+from sandshift.errors import NotFound, NotSupported, Rejected
 from sandshift.network_namespace import run_in_file
 from sandshift.sandbox.model import NetworkCard
 from sandshift.shim import log as shim_log
@@ -73,16 +73,29 @@ def test_a_pod_is_what_cri_says() -> None:
     )
 
 
-@pytest.mark.parametrize(("namespace", "resolv_conf"), [("/run/netns/x", b"host"), ("", b"")])
-def test_a_pod_without_dns_has_the_hosts_if_it_has_a_network(namespace: str, resolv_conf: bytes) -> None:
+def test_a_pod_without_dns_has_the_hosts() -> None:
     pod = pod_of_cri(
         "id1",
         pod_pb2.PodSandboxConfig(),
-        network_namespace=namespace,
+        network_namespace="/run/netns/x",
         annotations={},
         host_resolv_conf=b"host",
     )
-    assert pod.share.resolv_conf == resolv_conf
+    assert pod.share.resolv_conf == b"host"
+
+
+def test_a_pod_of_the_hosts_network_is_refused_by_its_name() -> None:
+    config = pod_pb2.PodSandboxConfig(metadata={"name": "shop"})
+    with pytest.raises(
+        NotSupported, match="pod shop: the host's network cannot be had in a VM: .*hostNetwork"
+    ):
+        pod_of_cri("id1", config, network_namespace="", annotations={}, host_resolv_conf=b"")
+
+
+def test_a_container_of_the_hosts_network_is_refused_by_its_name() -> None:
+    listed = [{"type": kind} for kind in ("pid", "ipc", "uts", "mount")]
+    with pytest.raises(NotSupported, match="container one: the host's network cannot be had in a VM"):
+        pod_of_spec("one", {"linux": {"namespaces": listed}}, {})
 
 
 @pytest.mark.parametrize(
@@ -115,7 +128,7 @@ def creation(options: object, prefix: str = "", **more: object) -> sandbox_pb2.C
 
 @pytest.mark.parametrize("prefix", ["", "type.googleapis.com/"])
 def test_types_come_bare_from_containerd_and_with_a_prefix_from_protobuf(prefix: str) -> None:
-    cri = parse_creation(creation(pod_pb2.PodSandboxConfig(hostname="a"), prefix))
+    cri = parse_creation(creation(pod_pb2.PodSandboxConfig(hostname="a"), prefix, netns_path="/run/netns/x"))
     ours = parse_creation(creation(shim_pb2.SandboxOptions(hostname="b"), prefix))
     assert (cri.model.hostname, ours.model.hostname) == ("a", "b")
 
@@ -174,7 +187,9 @@ async def test_a_pods_guest_has_the_cards_of_its_network(host: FakeHost) -> None
 async def test_a_pod_with_the_annotation_waits_to_receive(host: FakeHost) -> None:
     client = await host.client()
     annotations = {"io.sandshift.migration.destination": "true"}
-    await client.sandbox.create_sandbox(creation(pod_pb2.PodSandboxConfig(annotations=annotations)))
+    await client.sandbox.create_sandbox(
+        creation(pod_pb2.PodSandboxConfig(annotations=annotations), netns_path="/run/netns/x")
+    )
     await client.sandbox.start_sandbox(sandbox_pb2.StartSandboxRequest(sandbox_id=SANDBOX))
     request = sandbox_pb2.SandboxStatusRequest(sandbox_id=SANDBOX)
     status = await client.sandbox.sandbox_status(request)
@@ -233,7 +248,7 @@ async def test_what_a_pod_shares_is_known_to_the_next_shim(host: FakeHost) -> No
     config = pod_pb2.PodSandboxConfig(
         dns_config={"servers": ["9.9.9.9"]}, linux={"sysctls": {"net.core.somaxconn": "9"}}
     )
-    await client.sandbox.create_sandbox(creation(config))
+    await client.sandbox.create_sandbox(creation(config, netns_path="/run/netns/x"))
     await host.stop()
     await host.start()
     assert host.server is not None

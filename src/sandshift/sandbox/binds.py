@@ -29,6 +29,8 @@ POD_FILES: Final = frozenset({"/etc/hosts", "/etc/hostname", "/etc/resolv.conf",
 stays in the guest: in particular a termination message does not come back."""
 _PER_POD: Final = ("/var/lib/", "/run/", "/var/run/")
 """Where runtimes and kubelets keep them."""
+_OF_CRI: Final = re.compile(r"/io\.containerd\.grpc\.v1\.cri/sandboxes/[^/]+/[^/]+$")
+"""What containerd's CRI plugin makes for one pod, wherever its `root` and `state` are. Source: seen with 1.6, 1.7 and 2.1."""
 _EMPTY_DIR: Final = re.compile(r"/pods/[^/]+/volumes/kubernetes\.io~empty-dir/([^/]+)/*$")
 """Source: Kubernetes pkg/volume/emptydir, GetPath()."""
 _BIND_WORDS: Final = frozenset({"bind", "rbind"})
@@ -97,7 +99,7 @@ class HostBind:
 
     def _is_per_pod(self, kind: Kind) -> bool:
         is_file = kind is Kind.FILE and self.destination in POD_FILES
-        return is_file and self.source.startswith(_PER_POD)
+        return is_file and _is_one_pods(self.source)
 
     def __str__(self) -> str:
         return f"{self.field}: {self.source} at {self.destination}"
@@ -145,7 +147,7 @@ def _sort(mount: Any, field: str, stay: list[dict[str, Any]], binds: list[HostBi
         return
     if not _is_place(source):
         raise Rejected(f"{field}: the source {source!r} of the bind at {destination} is not absolute")
-    if destination.rstrip("/") == SHM and source.startswith(_PER_POD):
+    if destination.rstrip("/") == SHM and _is_one_pods(source):
         return  # the agent gives the pod's to a container without one
     read_only = "ro" in options
     kept = [word for word in options if word in _CARRIED]
@@ -154,6 +156,10 @@ def _sort(mount: Any, field: str, stay: list[dict[str, Any]], binds: list[HostBi
         return
     stay.append(_bind(destination, "", kept))
     binds.append(HostBind(source, destination, read_only, field))
+
+
+def _is_one_pods(source: str) -> bool:
+    return source.startswith(_PER_POD) or _OF_CRI.search(source) is not None
 
 
 def _bind(destination: str, source: str, options: Sequence[str]) -> dict[str, Any]:

@@ -6,10 +6,11 @@ container's OCI spec.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from sandshift.errors import NotSupported
 from sandshift.sandbox.model import NetworkCard, Sandbox
 from sandshift.shim.parts import PodShare, Wish
 
@@ -25,6 +26,10 @@ DEFAULT_CPU_PERIOD_US: Final = 100_000
 """Source: CFS bandwidth control, Documentation/scheduler/sched-bwc.rst."""
 HOSTNAME_CHARS_MAX: Final = 64
 """Source: linux/utsname.h, __NEW_UTS_LEN."""
+HOSTS_NETWORK: Final = (
+    "the host's network cannot be had in a VM: run it with a network of its own (without hostNetwork, --net-host), "
+    "or with another runtime"
+)
 LOCALHOST: Final = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n"
 
 
@@ -46,10 +51,16 @@ def pod_of_cri(
     """A pod as CRI describes it.
 
     Args:
-        network_namespace: the file of the namespace in which CNI has made the pod's network; empty: it has none of its own.
+        network_namespace: the file of the namespace in which CNI has made the pod's network; empty: the pod is to have the
+            host's, for which containerd asks no CNI.
         annotations: beside those of `config`.
         host_resolv_conf: what a pod without a DNS configuration gets, as with other runtimes.
+
+    Raises:
+        NotSupported: it is a pod of the host's network.
     """
+    if not network_namespace:
+        raise NotSupported(f"pod {config.metadata.name or sandbox_id}: {HOSTS_NETWORK}")
     name = config.hostname or config.metadata.name or sandbox_id
     memory_bytes, vcpus = machine_size(config.linux)
     return Pod(
@@ -65,7 +76,7 @@ def pod_of_cri(
             network_namespace=network_namespace,
         ),
         PodShare(
-            resolv_conf=_resolv_conf(config.dns_config) or (host_resolv_conf if network_namespace else b""),
+            resolv_conf=_resolv_conf(config.dns_config) or host_resolv_conf,
             sysctls=dict(config.linux.sysctls),
         ),
     )
@@ -88,7 +99,14 @@ def _up(value: int, step: int) -> int:
 
 
 def pod_of_spec(sandbox_id: str, spec: Mapping[str, Any], annotations: Mapping[str, str]) -> Pod:
-    """A pod that consists of what its first container's OCI spec says: its hostname and its network namespace, if any."""
+    """A pod that consists of what its first container's OCI spec says: its hostname and its network namespace, if any.
+
+    Raises:
+        NotSupported: its namespaces are listed and a network's is not among them, which asks for the host's.
+    """
+    listed = _namespaces(spec)
+    if listed and all(one.get("type") != "network" for one in listed):
+        raise NotSupported(f"container {sandbox_id}: {HOSTS_NETWORK}")
     name = str(spec.get("hostname") or sandbox_id)
     return Pod(
         Sandbox(sandbox_id, hostname=name[:HOSTNAME_CHARS_MAX], annotations=dict(annotations)),
@@ -99,12 +117,15 @@ def pod_of_spec(sandbox_id: str, spec: Mapping[str, Any], annotations: Mapping[s
 
 def network_namespace_of(spec: Mapping[str, Any]) -> str:
     """The file of the network namespace that an OCI spec names; empty: none, or that of a process of the host."""
-    namespaces = (spec.get("linux") or {}).get("namespaces") or ()
-    for namespace in namespaces:
+    for namespace in _namespaces(spec):
         if namespace.get("type") == "network":
             path = str(namespace.get("path") or "")
             return "" if path.startswith("/proc/") else path
     return ""
+
+
+def _namespaces(spec: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    return (spec.get("linux") or {}).get("namespaces") or ()
 
 
 def hosts_file(hostname: str, cards: tuple[NetworkCard, ...]) -> bytes:
