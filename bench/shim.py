@@ -5,8 +5,9 @@
 The shim is run as containerd runs it: the launcher, BootstrapParams-less, its standard streams pipes that are read to
 their end. The first call is Task.Connect's peer of a pod, SandboxStatus, on a connection made as soon as `start` has
 answered; it is answered by the whole shim, with every service registered. Memory is that of a shim that has answered: RSS
-alone (median), and PSS of 30 that run at once (mean), as the kernel counts them. Peers in the same run: the distribution's
-containerd-shim-runc-v2 where ./run has fetched it, and a bare interpreter.
+alone (median), and PSS of 30 that run at once (mean), as the kernel counts them. A shim loads most of its code with its
+sandbox, so one with a running VM is looked at as well, without a bound, where root has a guest image. Peers in the same run:
+the distribution's containerd-shim-runc-v2 where ./run has fetched it, and a bare interpreter.
 """
 
 from __future__ import annotations
@@ -27,9 +28,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
+from google.protobuf.message import Message
+
+from sandshift.config import Places
 from sandshift.shim import launcher
+from sandshift.shim.late import REST_AFTER_S
 from sandshift.wire.containerd import sandbox_pb2
 from ttrpc.wire import ttrpc_pb2
 
@@ -38,10 +43,14 @@ CONTAINERD: Final = ROOT / ".cache" / "containerd" / "new" / "usr" / "bin"
 STARTS: Final = 15
 TOGETHER: Final = 30
 END_S: Final = 10.0
+LOADED_S: Final = REST_AFTER_S + 2.0
+"""After the VM runs: then the shim has loaded whatever it may need."""
 NAMESPACE: Final = "bench"
 REQUEST, RESPONSE = 1, 2
 SERVICE: Final = "containerd.runtime.sandbox.v1.Sandbox"
 HEADER: Final = struct.Struct(">IIBB")
+
+M = TypeVar("M", bound=Message)
 
 
 @dataclass
@@ -104,21 +113,25 @@ def wait_for_end(process: int, deadline_s: float) -> None:
 
 
 def ask(path: str, sandbox_id: str) -> None:
+    """The first call, and that its answer is the one."""
+    request = sandbox_pb2.SandboxStatusRequest(sandbox_id=sandbox_id)
+    status = call(path, "SandboxStatus", request, sandbox_pb2.SandboxStatusResponse)
+    assert status.sandbox_id == sandbox_id, status
+
+
+def call(path: str, method: str, request: Message, response_type: type[M]) -> M:
     """One unary call, by hand: the client's own start-up is not what is measured."""
-    request = ttrpc_pb2.Request(
-        service=SERVICE,
-        method="SandboxStatus",
-        payload=sandbox_pb2.SandboxStatusRequest(sandbox_id=sandbox_id).SerializeToString(),
+    data = ttrpc_pb2.Request(
+        service=SERVICE, method=method, payload=request.SerializeToString()
     ).SerializeToString()
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(path)
-        connection.sendall(HEADER.pack(len(request), 1, REQUEST, 0) + request)
+        connection.sendall(HEADER.pack(len(data), 1, REQUEST, 0) + data)
         size, _, kind, _ = HEADER.unpack(_exactly(connection, HEADER.size))
         response = ttrpc_pb2.Response.FromString(_exactly(connection, size))
     assert kind == RESPONSE, kind
     assert response.status.code == 0, response.status
-    status = sandbox_pb2.SandboxStatusResponse.FromString(response.payload)
-    assert status.sandbox_id == sandbox_id, status
+    return response_type.FromString(response.payload)
 
 
 def _exactly(connection: socket.socket, size: int) -> bytes:
@@ -137,11 +150,13 @@ def memory_kib(pid: int) -> dict[str, int]:
 
 
 @contextlib.contextmanager
-def shims() -> Iterator[Shims]:
+def shims(cache: str = "") -> Iterator[Shims]:
+    """`cache`: the folder with the guest image; empty: an empty one."""
     with tempfile.TemporaryDirectory(prefix="sandshift-bench-") as made:
         folder = Path(made)
         (folder / "config.toml").write_text(
-            f'[places]\nrun_dir = "{folder}/run"\nstate_dir = "{folder}/state"\ncache_dir = "{folder}/cache"\n'
+            f'[places]\nrun_dir = "{folder}/run"\nstate_dir = "{folder}/state"\n'
+            f'cache_dir = "{cache or folder / "cache"}"\n[vm]\naccelerator = "tcg"\n'
         )
         found = Shims(folder, launcher.install(folder))
         try:
@@ -164,11 +179,33 @@ def measure() -> dict[str, Any]:
         "first_rpc_ms": round(statistics.median(first_ms for _, first_ms in times), 1),
         "rss_mb": round(rss_kib / 1024, 1),
         "pss_mb_at_30": round(pss_kib / 1024, 1),
+        "with_vm": with_vm(),
         "start_ms_worst": round(max(start_ms for start_ms, _ in times), 1),
         "first_rpc_ms_worst": round(max(first_ms for _, first_ms in times), 1),
         "peers": {"python_ms": python_ms(), "runc_info_ms": runc_info_ms()},
         "bounds": {"start_ms": 25, "first_rpc_ms": 100, "rss_mb": 25, "pss_mb_at_30": 15},
     }
+
+
+def with_vm() -> dict[str, float] | None:
+    """Memory of one shim whose VM runs, in MB; None: not root, or no guest image is built (./run image)."""
+    cache = Path(Places().cache_dir)
+    if os.geteuid() != 0 or not any((cache / "images").glob("*")):
+        return None
+    with shims(str(cache)) as made:
+        made.start("vm")
+        path = str(made.folder / "run" / NAMESPACE / "vm" / "shim.sock")
+        create = sandbox_pb2.CreateSandboxRequest(sandbox_id="vm")
+        call(path, "CreateSandbox", create, sandbox_pb2.CreateSandboxResponse)
+        start = sandbox_pb2.StartSandboxRequest(sandbox_id="vm")
+        call(path, "StartSandbox", start, sandbox_pb2.StartSandboxResponse)
+        try:
+            time.sleep(LOADED_S)
+            found = memory_kib(made.pids[-1])
+        finally:
+            stop = sandbox_pb2.ShutdownSandboxRequest(sandbox_id="vm")
+            call(path, "ShutdownSandbox", stop, sandbox_pb2.ShutdownSandboxResponse)
+    return {"rss_mb": round(found["Rss"] / 1024, 1), "pss_mb": round(found["Pss"] / 1024, 1)}
 
 
 def median_ms(command: list[str]) -> float:
@@ -202,6 +239,7 @@ def main() -> None:
     bounds = found["bounds"]
     for name, bound in bounds.items():
         print(f"{name:>14} {found[name]:>7} (bound {bound})")
+    print(f"       with_vm {found['with_vm']}", file=sys.stderr)
     print(f"         peers {found['peers']}", file=sys.stderr)
 
 
