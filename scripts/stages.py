@@ -2,6 +2,8 @@
 
 A stage is a command; the first that fails ends the run and is named. The last line adds up all stages:
 `N passed, N failed`, where a stage of pytest counts its tests and any other stage counts one.
+
+Lanes are rows of stages that run side by side, for two cores: what a stage in a lane says is kept in its log and told when it has ended.
 """
 
 from __future__ import annotations
@@ -14,12 +16,14 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 RESULTS: Final = ROOT / ".cache" / "results"
@@ -30,6 +34,9 @@ NOTHING_TO_TEST: Final = "got empty parameter set"
 """pytest's own words for a list of past failures that is empty."""
 FAULTS_SEED: Final = "12"
 """Which cases of the matrix of faults CI plays: each victim once, and every chapter of the matrix."""
+_running: Final[set[subprocess.Popen[bytes]]] = set()
+_stopping: Final = threading.Event()
+_mouth: Final = threading.Lock()
 GENERATED: Final = ("src/sandshift/wire", "src/ttrpc/wire")
 
 
@@ -57,25 +64,48 @@ class Stage:
     is_pytest: bool = field(default=False)
 
 
+@dataclass(frozen=True, slots=True)
+class Lanes:
+    """Rows of stages that need nothing of one another; in a row, one stage after the other up to the first that fails."""
+
+    rows: tuple[tuple[Stage, ...], ...]
+
+
 def pytest_stage(name: str, *arguments: str, bound_s: float) -> Stage:
     # -p no:cacheprovider: a run as root leaves no cache that the user's next run cannot write.
     command = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--junitxml={RESULTS / name}.xml")
     return Stage(name, (*command, *arguments), bound_s, is_pytest=True)
 
 
-CHECK: Final = (
+FORMAT: Final = (
     Stage("format", ("ruff", "format", "--check", "--quiet")),
     Stage("lint", ("ruff", "check", "--quiet")),
+)
+MEANING: Final = (
     Stage("types", ("mypy",)),
     Stage("imports", ("lint-imports",)),
     Stage("generated", (sys.executable, __file__, "compare-generated")),
 )
+CHECK: Final = (*FORMAT, *MEANING)
+MARKS: Final = "not vm and not full and not containerd"
+HALF: Final = ("tests/conformance", "tests/explore", "tests/shim", "tests/sim")
+"""Folders whose tests take about as long as all others: none needs root, a network of its own, or what the others make."""
 FAST: Final = (
-    *CHECK,
-    Stage("go-program", (sys.executable, "-m", "tests.interop.toolchain"), bound_s=600),
-    pytest_stage("tests", "-m", "not vm and not full and not containerd", bound_s=600),
-    Stage("fuzz", (sys.executable, "-m", "tests.fuzz.ttrpc", "--inputs", "3000"), bound_s=300),
-    Stage("sim", (sys.executable, "-m", "tests.sim", "--seconds", "5"), bound_s=120),
+    *FORMAT,
+    Lanes(
+        (
+            (
+                pytest_stage("tests-shim", *HALF, "-m", MARKS, bound_s=600),
+                Stage("sim", (sys.executable, "-m", "tests.sim", "--seconds", "5"), bound_s=120),
+            ),
+            (
+                *MEANING,
+                Stage("go-program", (sys.executable, "-m", "tests.interop.toolchain"), bound_s=600),
+                pytest_stage("tests", *(f"--ignore={folder}" for folder in HALF), "-m", MARKS, bound_s=600),
+                Stage("fuzz", (sys.executable, "-m", "tests.fuzz.ttrpc", "--inputs", "3000"), bound_s=300),
+            ),
+        )
+    ),
 )
 DEFAULT: Final = (
     *FAST,
@@ -91,7 +121,13 @@ FULL: Final = (
     ),
     Stage("explore", (sys.executable, "-m", "tests.explore"), bound_s=1500),
 )
-LEVELS: Final = {"check": CHECK, "fast": FAST, "default": DEFAULT, "full": FULL, "containerd": CONTAINERD}
+LEVELS: Final[dict[str, tuple[Stage | Lanes, ...]]] = {
+    "check": CHECK,
+    "fast": FAST,
+    "default": DEFAULT,
+    "full": FULL,
+    "containerd": CONTAINERD,
+}
 
 
 def compare_generated() -> int:
@@ -124,28 +160,31 @@ def differing(committed: Path, fresh: Path) -> list[str]:
     )
 
 
-def run(stage: Stage) -> Counts:
-    """Run one stage to its end or its bound; its output goes to ours."""
+def run(stage: Stage, log: IO[bytes] | None = None) -> Counts:
+    """Run one stage to its end or its bound; its output goes to `log`, or to ours."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / f"{stage.name}.xml").unlink(missing_ok=True)
-    code = exit_code(stage)
+    code = exit_code(stage, log)
     if not stage.is_pytest:
         return Counts(passed=1) if code == 0 else Counts(failed=1)
     counts = pytest_counts(RESULTS / f"{stage.name}.xml")
     return counts if code == 0 or counts.failed else counts + Counts(failed=1)
 
 
-def exit_code(stage: Stage) -> int:
+def exit_code(stage: Stage, log: IO[bytes] | None = None) -> int:
     """The command's exit status; 127 when there is no such program, 124 when it had to be ended.
 
     The command leads a process group of its own. When its time is up, or ours is (Ctrl-C, SIGTERM), the whole group is
     interrupted first, so that fixtures end the machines and namespaces that they started, and killed after CLEAN_UP_S.
     """
     try:
-        process = subprocess.Popen(stage.arguments, cwd=ROOT, process_group=0)
+        process = subprocess.Popen(
+            stage.arguments, cwd=ROOT, process_group=0, stdout=log, stderr=subprocess.STDOUT if log else None
+        )
     except FileNotFoundError:
         print(f"stage {stage.name}: {stage.arguments[0]} is not installed: ./run setup fast", file=sys.stderr)
         return 127
+    _running.add(process)
     try:
         return process.wait(stage.bound_s)
     except subprocess.TimeoutExpired:
@@ -155,6 +194,8 @@ def exit_code(stage: Stage) -> int:
     except KeyboardInterrupt:
         end_group(process)
         raise
+    finally:
+        _running.discard(process)
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:
@@ -205,23 +246,72 @@ def reason_of(skip: ET.Element) -> str:
     return reason
 
 
-def run_all(stages: tuple[Stage, ...], *, keep_going: bool) -> int:
+def run_all(stages: tuple[Stage | Lanes, ...], *, keep_going: bool) -> int:
     """Run the stages in order, all of them when `keep_going`, else up to the first that fails; 0 when none failed."""
     total = Counts()
     for stage in stages:
-        print(f"== {stage.name}", file=sys.stderr, flush=True)
-        started_s = time.monotonic()
-        counts = run(stage)
+        if isinstance(stage, Lanes):
+            counts = run_lanes(stage)
+        else:
+            say(f"== {stage.name}")
+            counts = run_timed(stage)
         total += counts
-        verdict = "FAILED" if counts.failed else "ok"
-        print(
-            f"== {stage.name}: {verdict}, {time.monotonic() - started_s:.1f} s", file=sys.stderr, flush=True
-        )
         if counts.failed and not keep_going:
-            print(f"stage {stage.name} failed: the stages after it were not run", file=sys.stderr, flush=True)
+            if isinstance(stage, Stage):
+                say(f"stage {stage.name} failed: the stages after it were not run")
             break
     print(total, flush=True)
     return 1 if total.failed else 0
+
+
+def run_timed(stage: Stage, log: IO[bytes] | None = None) -> Counts:
+    started_s = time.monotonic()
+    counts = run(stage, log)
+    if log is not None:
+        tell(log)
+    verdict = "FAILED" if counts.failed else "ok"
+    say(f"== {stage.name}: {verdict}, {time.monotonic() - started_s:.1f} s")
+    return counts
+
+
+def run_lanes(lanes: Lanes) -> Counts:
+    """A failure ends its row; the other rows go on to their ends, so that all that can be said is said at once."""
+    with ThreadPoolExecutor(len(lanes.rows)) as pool:
+        try:
+            return sum(pool.map(run_row, lanes.rows), Counts())
+        except KeyboardInterrupt:
+            _stopping.set()
+            for process in tuple(_running):
+                end_group(process)
+            raise
+
+
+def run_row(row: tuple[Stage, ...]) -> Counts:
+    total = Counts()
+    for stage in row:
+        if _stopping.is_set():
+            break
+        say(f"== {stage.name}: beside others, {RESULTS / stage.name}.log")
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        with (RESULTS / f"{stage.name}.log").open("w+b") as log:
+            total += run_timed(stage, log)
+        if total.failed:
+            say(f"stage {stage.name} failed: the stages after it in its row were not run")
+            break
+    return total
+
+
+def say(line: str) -> None:
+    with _mouth:
+        print(line, file=sys.stderr, flush=True)
+
+
+def tell(log: IO[bytes]) -> None:
+    """What a stage has said, in one piece."""
+    log.seek(0)
+    with _mouth:
+        sys.stderr.write(log.read().decode(errors="replace"))
+        sys.stderr.flush()
 
 
 def main(arguments: list[str]) -> int:

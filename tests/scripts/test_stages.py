@@ -7,9 +7,11 @@ import itertools
 import re
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -147,19 +149,92 @@ def test_every_test_is_in_exactly_one_stage_of_what_ci_runs() -> None:
     script = (ROOT / ".ci" / "run").read_text()
     assert "export CI=true" in script
     assert re.findall(r"\./run (test.*)", script) == ["test", "test full"]
-    runs = (*stages.LEVELS["default"], *stages.LEVELS["full"])
-    chosen = [stage.arguments[stage.arguments.index("-m", 3) + 1] for stage in runs if stage.is_pytest]
+    runs = [stage for level in ("default", "full") for stage in flat(stages.LEVELS[level]) if stage.is_pytest]
     pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
     known = [line.partition(":")[0] for line in pyproject["tool"]["pytest"]["ini_options"]["markers"]]
     assert {"vm", "full"} <= set(known)
-    for values in itertools.product((False, True), repeat=len(known)):
+    for values, is_in_half in itertools.product(
+        itertools.product((False, True), repeat=len(known)), (False, True)
+    ):
         marks = dict(zip(known, values, strict=True))
-        taken = [choice for choice in chosen if eval(choice, {}, marks)]
-        assert len(taken) == 1, (marks, taken)
-    paths = [
-        part for stage in runs if stage.is_pytest for part in stage.arguments if part.startswith("tests")
-    ]
-    assert paths == [], "a stage of one folder would leave out the others"
+        taken = [stage.name for stage in runs if takes(stage, marks, is_in_half=is_in_half)]
+        assert len(taken) == 1, (marks, is_in_half, taken)
+
+
+def flat(parts: tuple[object, ...]) -> list[Any]:
+    rows = [row for part in parts for row in (part.rows if isinstance(part, stages.Lanes) else ((part,),))]
+    return [stage for row in rows for stage in row]
+
+
+def takes(stage: Any, marks: dict[str, bool], *, is_in_half: bool) -> bool:
+    """Whether a stage runs a test with these marks in, or out of, the folders that have a stage of their own."""
+    folders = [part for part in stage.arguments if part.startswith("tests")]
+    ignored = [part for part in stage.arguments if part.startswith("--ignore")]
+    assert tuple(folders) in {(), stages.HALF}, "a stage of other folders would leave out the rest"
+    assert ignored in ([], [f"--ignore={folder}" for folder in stages.HALF])
+    assert all((ROOT / folder).is_dir() for folder in folders)
+    if (folders and not is_in_half) or (ignored and is_in_half):
+        return False
+    return bool(eval(stage.arguments[stage.arguments.index("-m", 3) + 1], {}, marks))
+
+
+def lanes(*rows: tuple[Any, ...]) -> Any:
+    return stages.Lanes(rows)
+
+
+def test_rows_run_side_by_side_and_all_their_stages_count(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Each waits for the other's mark: one after the other neither would end."""
+    meet = (
+        "import pathlib, sys, time\nfolder, mine, other = pathlib.Path(sys.argv[1]), sys.argv[2], sys.argv[3]\n"
+        "(folder / mine).touch()\nwhile not (folder / other).exists(): time.sleep(0.01)\nprint('met', other)"
+    )
+    one, other = (
+        stages.Stage(name, (sys.executable, "-c", meet, str(tmp_path), *names), bound_s=60)
+        for name, names in (("one", ("a", "b")), ("other", ("b", "a")))
+    )
+    assert stages.run_all((lanes((one, GOOD), (other,)), GOOD), keep_going=False) == 0
+    captured = capfd.readouterr()
+    assert captured.out == "4 passed, 0 failed\n"
+    assert {"met a", "met b"} <= set(captured.err.splitlines())
+    assert (tmp_path / "one.log").read_text() == "met b\n"
+
+
+def test_a_failure_ends_its_row_and_what_comes_after_the_lanes(capfd: pytest.CaptureFixture[str]) -> None:
+    assert stages.run_all((lanes((BAD, GOOD), (GOOD, GOOD)), GOOD), keep_going=False) == 1
+    captured = capfd.readouterr()
+    assert captured.out == "2 passed, 1 failed\n"
+    assert "stage bad failed: the stages after it in its row were not run" in captured.err
+
+
+def test_both_rows_are_ended_when_the_run_is(tmp_path: Path) -> None:
+    script = f"""
+import importlib.util, pathlib, sys
+spec = importlib.util.spec_from_file_location("sandshift_stages", {str(ROOT / "scripts" / "stages.py")!r})
+stages = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(stages)
+stages.RESULTS = pathlib.Path({str(tmp_path)!r})
+program = (
+    "import pathlib, signal, sys\\n"
+    "try:\\n    print('ready', flush=True); signal.pause()\\n"
+    "except KeyboardInterrupt:\\n    pathlib.Path(sys.argv[1]).write_text('cleaned')"
+)
+rows = [
+    (stages.Stage(name, (sys.executable, "-c", program, str(stages.RESULTS / (name + ".mark")))),)
+    for name in ("one", "other")
+]
+stages.LEVELS["fast"] = (stages.Lanes(tuple(rows)),)
+sys.exit(stages.main(["fast"]))
+"""
+    process = subprocess.Popen([sys.executable, "-c", script])
+    logs = [tmp_path / f"{name}.log" for name in ("one", "other")]
+    while not all(log.exists() and log.read_text() == "ready\n" for log in logs):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.terminate()
+    assert process.wait(60) == 130
+    assert [(tmp_path / f"{name}.mark").read_text() for name in ("one", "other")] == ["cleaned", "cleaned"]
 
 
 def test_a_pytest_stage_counts_its_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
