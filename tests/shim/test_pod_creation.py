@@ -87,7 +87,7 @@ def test_a_pod_without_dns_has_the_hosts() -> None:
 def test_a_pod_of_the_hosts_network_is_refused_by_its_name() -> None:
     config = pod_pb2.PodSandboxConfig(metadata={"name": "shop"})
     with pytest.raises(
-        NotSupported, match="pod shop: the host's network cannot be had in a VM: .*hostNetwork"
+        NotSupported, match=r"pod shop: the host's network cannot be had in a VM: .*hostNetwork"
     ):
         pod_of_cri("id1", config, network_namespace="", annotations={}, host_resolv_conf=b"")
 
