@@ -209,6 +209,21 @@ def test_what_is_imported_late_is_loaded_before_a_session_is_opened() -> None:
     assert {(place, name) for place, name in late if name not in loaded} - NEVER_IN_A_MOVE == set()
 
 
+def test_the_collector_does_not_look_at_what_was_loaded_late() -> None:
+    code = """
+import gc
+import sandshift.shim.serve
+sandshift.shim.serve.settle()
+before = gc.get_freeze_count()
+from sandshift.shim.late import load_rest
+load_rest()
+once = gc.get_freeze_count()
+load_rest()
+print(gc.isenabled(), once - before > 10_000, gc.get_freeze_count() - once <= 0, len(gc.get_objects()) < 1_000)
+"""
+    assert said(code) == "True True True True"
+
+
 async def test_a_session_is_opened_with_everything_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
