@@ -46,9 +46,9 @@ def _waited_for() -> Any:
     async def never(_self: Any) -> None:
         await asyncio.Event().wait()
 
-    async def deaf(self: Any, machine: Any, pacer: Any, event: Any) -> None:
+    async def deaf(self: Any, machine: Any, pacer: Any, events: Any, event: Any) -> None:
         if event is None or event.name != "DEAD":
-            await whole(self, machine, pacer, event)
+            await whole(self, machine, pacer, events, event)
 
     whole = Source._on_event
     return mock.patch.multiple(Source, _on_event=deaf, vm_died=never)

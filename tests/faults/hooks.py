@@ -15,10 +15,11 @@ from sandshift.session.right_model import (
 from sandshift.session.states import Action
 from sandshift.shim.migration.books import Books
 from sandshift.shim.migration.destination import Destination
+from sandshift.shim.migration.pacing import Pacer
 from sandshift.shim.migration.service import MigrationService
 from sandshift.shim.migration.session import Session
-from sandshift.shim.migration.side import SessionSide
-from sandshift.shim.migration.source import Source
+from sandshift.shim.migration.side import EventQueue, SessionSide
+from sandshift.shim.migration.source import LOOKED, Source
 from sandshift.vmm.machine import Machine, MachineEvent
 from tests.faults.trap import Hooks
 
@@ -125,16 +126,17 @@ def _before_events(hooks: Hooks) -> None:
         return f"event {event.name} {event.data.get('status', event.data.get('pass', ''))}".rstrip()
 
     async def source_with_hook(
-        self: Source, machine: Machine, pacer: Any, event: MachineEvent | None
+        self: Source, machine: Machine, pacer: Pacer, events: EventQueue, event: MachineEvent | None
     ) -> None:
-        hooks.step(name_of(event))
-        await on_source(self, machine, pacer, event)
+        if event is None or event.name != LOOKED:  # That one is the shim's own.
+            hooks.step(name_of(event))
+        await on_source(self, machine, pacer, events, event)
 
     async def destination_with_hook(self: Destination, machine: Machine, event: MachineEvent) -> None:
         hooks.step(name_of(event))
         await on_destination(self, machine, event)
 
-    async def settle_with_hook(self: Source, machine: Machine, pacer: Any) -> None:
+    async def settle_with_hook(self: Source, machine: Machine, pacer: Pacer) -> None:
         await settle(self, machine, pacer)
         hooks.step("switched over")
 
