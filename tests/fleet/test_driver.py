@@ -39,7 +39,7 @@ async def test_a_sandbox_moves_and_the_result_has_the_numbers(world: World) -> N
     assert world.runners == ["b"]
     assert (result.blackout_ms, result.passes, result.bytes_transferred) == (BLACKOUT_MS, 2, 1 << 20)
     assert result.total_ms is not None
-    assert 0 < result.total_ms < 5_000
+    assert 0 < result.total_ms < 60_000
     assert [update.phase for update in result.phases if update.side.word == "source"] == [
         "SETUP_DONE",
         "BLACKOUT_STARTED",

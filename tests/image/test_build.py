@@ -16,6 +16,9 @@ from sandshift.errors import NoRoom, NotSupported, Unavailable
 from sandshift.image import base, build, distribution, own, store
 from sandshift.image.apt import Package, explain, without_hooks
 
+BUILDS_S = 900
+"""For two builds, which take a minute on a quiet machine."""
+
 
 @pytest.mark.parametrize(
     ("release", "expected"),
@@ -184,6 +187,7 @@ def test_the_packed_root_is_the_same_whatever_order_and_time_its_files_were_made
 
 @pytest.mark.full
 @pytest.mark.skipif(shutil.which("mkfs.erofs") is None, reason="erofs-utils is not installed")
+@pytest.mark.timeout(BUILDS_S)
 def test_two_builds_from_nothing_in_different_places_give_the_same_bytes(tmp_path):
     lines: list[str] = []
     first = build.build(tmp_path / "first", progress=lines.append)
@@ -199,6 +203,7 @@ def test_two_builds_from_nothing_in_different_places_give_the_same_bytes(tmp_pat
 
 @pytest.mark.full
 @pytest.mark.skipif(shutil.which("mkfs.erofs") is None, reason="erofs-utils is not installed")
+@pytest.mark.timeout(BUILDS_S)
 def test_two_builders_at_once_make_one_image(tmp_path):
     program = f"from pathlib import Path; from sandshift.image.build import build; print(build(Path({str(tmp_path)!r})).id)"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

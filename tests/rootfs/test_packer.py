@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -114,9 +113,7 @@ async def test_the_same_layers_are_looked_up_and_not_packed_again(
 ) -> None:
     made(tmp_path / "a", x="1")
     first = await packer.plan([overlay(tmp_path, "a")], tmp_path)
-    began = time.monotonic()
     assert await Packer(tmp_path / "cache").plan([overlay(tmp_path, "a")], tmp_path) == first
-    assert time.monotonic() - began < 1
     assert len(packings) == 1
 
 

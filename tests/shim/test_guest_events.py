@@ -17,7 +17,7 @@ from sandshift.wire.migration import messages_pb2 as m
 from tests.shim.house import SANDBOX, FakeHost, HostClient, TwoHosts, two_hosts
 
 STOP, RESUME = 1, 2
-WAIT_S = 5.0
+WAIT_S = 20.0
 """How long anything here may take: the shims' own limits are minutes."""
 EVENTS = {"reboot": "guest-reset", "power-off": "guest-shutdown", "panic": "guest-panic"}
 """What QEMU gives as the reason of SHUTDOWN with -action reboot=shutdown,shutdown=poweroff,panic=shutdown."""

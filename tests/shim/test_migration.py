@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import ttrpc
+from sandshift.vmm.machine import MigrationStatus
 from sandshift.wire.migration import messages_pb2 as m
 from sandshift.wire.migration import options_pb2 as o
 from sandshift.wire.sandshift import shim_pb2
@@ -79,7 +80,9 @@ async def test_cancel_in_the_transfer_leaves_the_source_running(hosts: TwoHosts)
     moving = asyncio.create_task(
         hosts.s.migration.transfer_sandbox(m.TransferSandboxRequest(session_id=hosts.session))
     )
-    await asyncio.sleep(0.1)
+    async with asyncio.timeout(20):
+        while hosts.source.process.transfer_status is MigrationStatus.NONE:
+            await asyncio.sleep(0.001)
     await hosts.s.migration.cancel(m.CancelRequest(session_id=hosts.session), timeout_s=10)
     with pytest.raises(ttrpc.StatusError) as told:
         await moving

@@ -187,7 +187,7 @@ async def test_a_sandbox_that_has_moved_away_is_still_known_to_have(hosts: TwoHo
     status = await hosts.s.status()
     assert (status.vm_state, status.moved_to) == ("stopped", "session session-1, 127.0.0.1")
     waited = await hosts.s.sandbox.wait_sandbox(
-        sandbox_pb2.WaitSandboxRequest(sandbox_id=SANDBOX), timeout_s=2
+        sandbox_pb2.WaitSandboxRequest(sandbox_id=SANDBOX), timeout_s=20
     )
     assert waited.exit_status == 255
 
@@ -201,7 +201,7 @@ async def test_a_vm_that_died_while_no_shim_was_there_ends_its_sandbox(hosts: Tw
     hosts.s = await hosts.source.client()
     assert (await hosts.s.status()).session.state == "Failed"
     waited = await hosts.s.sandbox.wait_sandbox(
-        sandbox_pb2.WaitSandboxRequest(sandbox_id=SANDBOX), timeout_s=2
+        sandbox_pb2.WaitSandboxRequest(sandbox_id=SANDBOX), timeout_s=20
     )
     assert waited.exit_status == 137
     failed = ("FAILED", "SOURCE_FAILED")
