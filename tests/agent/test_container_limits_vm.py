@@ -87,7 +87,7 @@ async def test_limits_are_in_force_are_counted_and_can_be_changed(ward):
 
 
 async def test_processes_beyond_the_limit_are_not_made(ward):
-    script = "(for i in 1 2 3 4 5 6 7 8; do sleep 3 & done) 2>&1; exit 0"
+    script = "(for i in 1 2 3 4 5 6 7 8; do sleep 100 & done) 2>&1; exit 0"
     assert "can't fork" in await ward.said("c", limited(script, pids={"limit": 4}))
 
 

@@ -20,7 +20,7 @@ from sandshift.wire.containerd import sandbox_pb2
 from tests.shim.house import SANDBOX, FakeHost, HostClient
 
 LIMITS: Final = {
-    "stall_s": 0.8,
+    "stall_s": 2.5,
     "orphan_s": 4.0,
     "cancel_s": 2.0,
     "qmp_command_s": 5.0,

@@ -87,7 +87,16 @@ def test_a_terminal_is_one_inside_too_and_has_the_size_of_ours(daemon: Container
     subprocess.run(["stty", "rows", "33", "cols", "101"], stdin=theirs, check=True)
     process = subprocess.Popen(
         daemon.ctr_command(
-            "run", "--rm", "-t", "--runtime", RUNTIME, IMAGE, "tty", "sh", "-c", "tty; sleep 1; stty size"
+            "run",
+            "--rm",
+            "-t",
+            "--runtime",
+            RUNTIME,
+            IMAGE,
+            "tty",
+            "sh",
+            "-c",
+            "tty; until stty size | grep -qx '33 101'; do sleep 0.1; done; stty size",
         ),
         env=daemon.environment,
         stdin=theirs,

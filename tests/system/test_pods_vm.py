@@ -178,7 +178,7 @@ async def test_three_containers_move_and_their_output_goes_on(lab: Lab, make: Ma
         for before, after in zip(there, here, strict=True):
             first = await before.stdout.all()
             check_talk(first + bytes(after.stdout.data))
-            ended = await source.wait(pb.WaitRequest(id=before.container_id), timeout_s=5)
+            ended = await source.wait(pb.WaitRequest(id=before.container_id), timeout_s=20)
             assert ended.exit_status == 255
         for bundle in here:
             await destination.kill(pb.KillRequest(id=bundle.container_id, signal=9), timeout_s=10)
@@ -207,7 +207,7 @@ async def test_exec_sessions_terminals_input_and_exits_move_too(
         here, brief_here = make_here("shell", terminal=True, stdin=True), make_here("brief", stdin=True)
         await move(hosts, here, brief_here)
         os.close(writer)
-        state = await destination.state(pb.StateRequest(id="shell-moved", exec_id="e1"), timeout_s=5)
+        state = await destination.state(pb.StateRequest(id="shell-moved", exec_id="e1"), timeout_s=20)
         assert (state.pid, state.status) == (pid, 2)
         writer = os.open(here.paths["stdin"], os.O_WRONLY)
         os.write(writer, b"two\n")
