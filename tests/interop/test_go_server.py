@@ -18,7 +18,7 @@ LIMIT = ttrpc.MESSAGE_BYTES_MAX
 
 
 async def still_here(client: ttrpc.Client) -> None:
-    answer = await client.unary(echo.ECHO, BytesValue(value=b"still here"), timeout_s=5)
+    answer = await client.unary(echo.ECHO, BytesValue(value=b"still here"), timeout_s=30)
     assert answer.value == b"still here"
 
 

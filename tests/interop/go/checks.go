@@ -433,14 +433,19 @@ func checkDisconnected(ctx context.Context, c *ttrpc.Client) error {
 	if err := stream.RecvMsg(new(wrapperspb.Int64Value)); err != nil {
 		return err
 	}
-	err = c.Call(ctx, service, "Cut", &emptypb.Empty{}, &emptypb.Empty{})
-	if !errors.Is(err, ttrpc.ErrClosed) {
+	// Read all the while: Go's client takes nothing from its connection, not even its end, while a stream's message waits.
+	ended := make(chan error, 1)
+	go func() {
+		var err error
+		for err == nil {
+			err = stream.RecvMsg(new(wrapperspb.Int64Value))
+		}
+		ended <- err
+	}()
+	if err := c.Call(ctx, service, "Cut", &emptypb.Empty{}, &emptypb.Empty{}); !errors.Is(err, ttrpc.ErrClosed) {
 		return fmt.Errorf("the call ended with %v", err)
 	}
-	for err = nil; err == nil; {
-		err = stream.RecvMsg(new(wrapperspb.Int64Value))
-	}
-	if !errors.Is(err, ttrpc.ErrClosed) {
+	if err := <-ended; !errors.Is(err, ttrpc.ErrClosed) {
 		return fmt.Errorf("the stream ended with %v", err)
 	}
 	return nil
