@@ -21,6 +21,9 @@ pytestmark = [pytest.mark.containerd, pytest.mark.vm, pytest.mark.timeout(400), 
 
 PORT = 7000
 COUNT = "n=0; while true; do n=$((n+1)); echo line $n; test $((n % 50)) = 0 && usleep 20000; done"
+UNTIL_STOPPED = (
+    "n=0; until test -e /tmp/stop; do n=$((n+1)); echo line $n; usleep 20000; done; echo stopped; exit 21"
+)
 MOVE_S = 120
 
 
@@ -69,6 +72,16 @@ class Caller:
         return [int(line) for line in self.heard]
 
 
+def exec_session(pod: Pod, container: str, *command: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        pod.daemon.ctr_command("task", "exec", "--exec-id", "e1", container, *command),
+        env=pod.daemon.environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
 def moved(source: Pod, destination: Pod, twins: dict[str, str]) -> None:
     """The whole move. `twins`: containers of the source and those at the destination that stand for them."""
     process = migrate(source, destination)
@@ -97,13 +110,7 @@ def test_a_pod_of_three_containers_moves_while_a_client_talks_to_it(a: Host, b: 
         "idle": source.run("idle", "sh", "-c", "trap 'exit 33' TERM; while true; do sleep 1; done"),
     }
     source.ask(names["idle"], "sh", "-c", "echo kept > /tmp/note")
-    session = subprocess.Popen(
-        source.daemon.ctr_command("task", "exec", "--exec-id", "e1", names["idle"], "sh", "-c", "sleep 600"),
-        env=source.daemon.environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
+    session = exec_session(source, names["idle"], "sh", "-c", UNTIL_STOPPED)
     caller = Caller(network.client)
     caller.begin()
     eventually(lambda: len(source.log("count")) > 1000)
@@ -130,7 +137,16 @@ def test_a_pod_of_three_containers_moves_while_a_client_talks_to_it(a: Host, b: 
 
     for container in names.values():
         assert source.ended(container) == 255
-    assert session.wait(30) == 255
+    said = session.communicate(timeout=30)[0]
+    assert session.returncode == 255
+    goes_on = exec_session(destination, there["idle"], "true")
+    # Its output goes on to whoever asks for the session by its id; what it runs was decided on the source.
+    destination.ask(there["idle"], "touch", "/tmp/stop")
+    said += goes_on.communicate(timeout=30)[0]
+    assert goes_on.returncode == 21
+    *numbered, last = said.decode().splitlines()
+    assert last == "stopped"
+    assert numbered == [f"line {number}" for number in range(1, len(numbered) + 1)]
     eventually(lambda: source.state() == NOT_READY)
     first, second = ([text for _, text in pod.log("count")] for pod in (source, destination))
     lines = joined(first, second)
