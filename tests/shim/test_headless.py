@@ -24,10 +24,10 @@ async def hosts(tmp_path: Path) -> AsyncIterator[TwoHosts]:
         yield both
 
 
-def watch(host: FakeHost) -> asyncio.Task[None]:
+def watch(host: FakeHost, after_s: float = AFTER_S) -> asyncio.Task[None]:
     assert host.server is not None
     return asyncio.create_task(
-        forsaken(host.server.sandbox, host.server.desk, after_s=AFTER_S, look_s=AFTER_S / 10)
+        forsaken(host.server.sandbox, host.server.desk, after_s=after_s, look_s=AFTER_S / 10)
     )
 
 
@@ -36,8 +36,8 @@ async def clean_up(hosts: TwoHosts) -> None:
         await client.migration.cleanup(m.CleanupRequest(session_id=hosts.session))
 
 
-async def stays(task: asyncio.Task[None]) -> bool:
-    done, _ = await asyncio.wait([task], timeout=2 * AFTER_S)
+async def stays(task: asyncio.Task[None], for_s: float = 2 * AFTER_S) -> bool:
+    done, _ = await asyncio.wait([task], timeout=for_s)
     return not done
 
 
@@ -49,7 +49,7 @@ async def test_a_source_whose_guest_has_moved_ends_itself_after_its_session(host
     await hosts.s.finalize(hosts.session, STOP)
     assert await stays(source), "its session is open"
     await clean_up(hosts)
-    await asyncio.wait_for(source, 5)
+    await asyncio.wait_for(source, 20)
     assert await stays(destination), "the guest runs there"
     destination.cancel()
 
@@ -60,15 +60,16 @@ async def test_a_source_whose_guest_stayed_stays_and_its_destination_goes(hosts:
     await hosts.s.finalize(hosts.session, RESUME)
     await hosts.d.finalize(hosts.session, STOP)
     await clean_up(hosts)
-    await asyncio.wait_for(destination, 5)
+    await asyncio.wait_for(destination, 20)
     assert await stays(source), "the guest runs there"
     source.cancel()
 
 
 async def test_a_session_that_begins_in_time_keeps_it(hosts: TwoHosts) -> None:
-    destination = watch(hosts.destination)
-    await hosts.prepare()
-    assert await stays(destination)
+    config = (await hosts.export()).config
+    destination = watch(hosts.destination, after_s=5 * AFTER_S)
+    await hosts.import_config(config)
+    assert await stays(destination, for_s=6 * AFTER_S)
     destination.cancel()
 
 

@@ -168,7 +168,7 @@ func checkDeadlinePasses(ctx context.Context, c *ttrpc.Client) error {
 	if err != nil {
 		return err
 	}
-	short, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
+	short, cancel := context.WithTimeout(ctx, 300*time.Millisecond) // long enough to be sent
 	defer cancel()
 	err = c.Call(short, service, "Sleep", wrapperspb.Int64(10_000), &emptypb.Empty{})
 	if !errors.Is(err, context.DeadlineExceeded) && status.Code(err) != codes.DeadlineExceeded {
@@ -378,7 +378,7 @@ func checkCancel(ctx context.Context, c *ttrpc.Client) error {
 	cancellable, cancel := context.WithCancel(ctx)
 	defer cancel()
 	done := make(chan error, 1)
-	go func() { done <- c.Call(cancellable, service, "Sleep", wrapperspb.Int64(200), &emptypb.Empty{}) }()
+	go func() { done <- c.Call(cancellable, service, "Sleep", wrapperspb.Int64(15_000), &emptypb.Empty{}) }()
 	if err := echo(ctx, c, []byte("beside it")); err != nil {
 		return err
 	}
