@@ -21,6 +21,9 @@ from sandshift.fleet.host import Host as Place
 from sandshift.fleet.host import delete_shim
 from sandshift.fleet.launch import logs, run_process
 from sandshift.fleet.shim_client import Shim, connect
+from sandshift.session.journal import replay
+from sandshift.shim.migration.books import HEARD_NOTE
+from sandshift.shim.places import Places
 from sandshift.wire.migration import messages_pb2 as m
 from sandshift.wire.migration import options_pb2 as o
 from tests.containerd.daemon import eventually, mounts_below
@@ -135,6 +138,12 @@ class Move:
                     break
         await s.close()
         await d.close()
+
+    def is_heard(self) -> bool:
+        """The destination has noted that it has heard the source: it may ask for the right in its next life too."""
+        config = self.places[self.destination.id].config
+        journal = Places.of(config, "k8s.io", self.destination.id).journal_file
+        return HEARD_NOTE in replay(journal.read_bytes()).state.notes
 
     async def kill(self, pod: Pod) -> None:
         """SIGKILL the pod's shim; returns when containerd's `delete` has brought another that has the session."""
@@ -271,6 +280,7 @@ async def test_a_destination_whose_shim_is_killed_leaves_the_guest_where_it_is_u
         await move.end_destination()
         await asyncio.to_thread(move.add_destination)
     await move.reach("transferred")
+    await asyncio.to_thread(eventually, move.is_heard)
     await move.kill(move.destination)
     code, said = await move.coordinate()
     assert code == 0, said

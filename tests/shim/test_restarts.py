@@ -109,6 +109,9 @@ async def test_a_destination_killed_after_the_transfer_asks_the_source_for_the_r
     hosts: TwoHosts,
 ) -> None:
     await hosts.ready()
+    async with asyncio.timeout(10):
+        while not destination_of(hosts).session.heard:
+            await asyncio.sleep(0)
     await begin_again(hosts, hosts.destination)
     assert destination_of(hosts).session.heard
     await hosts.d.finalize(hosts.session, RESUME)
