@@ -146,6 +146,21 @@ def test_a_file_is_written_at_its_end(tmp_path: Path, offsets: Offsets):
     assert path.read_bytes() == b"one\ntwo\n"
 
 
+def test_a_fifo_that_is_named_as_a_file_holds_nobody_up(tmp_path: Path, offsets: Offsets):
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    with pytest.raises(Unavailable, match=f"output file {path} cannot be opened: No such device or address"):
+        open_sink(f"file://{path}", offsets, STDOUT)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    sink = open_sink(f"file://{path}", offsets, STDOUT)
+    size = 4 << 20
+    taken = sink.take(0, bytes(size))
+    assert 0 < taken < size
+    assert sink.take(0, bytes(size)) == taken
+    sink.close()
+    os.close(reader)
+
+
 def test_no_name_is_nowhere(offsets: Offsets):
     sink = open_sink("", offsets, STDOUT)
     assert isinstance(sink, Discard)

@@ -3,6 +3,9 @@
 A byte counts as delivered once it is in the file. The handover record of a migration names that offset; the destination
 goes on from there, so no byte is lost and none comes twice. `freeze` marks the moment: from then on nothing more is
 taken, whatever still arrives.
+
+The file keeps the last KEPT_BYTES_MAX of a stream. What is older is dropped as a hole at the file's beginning, so that
+offsets, and with them a restarted shim and a move, are what they would be without.
 """
 
 from __future__ import annotations
@@ -19,7 +22,13 @@ from sandshift.errors import Unavailable
 STDOUT: Final = 1
 STDERR: Final = 2
 STREAMS: Final = (STDOUT, STDERR)
+_KEEP_SIZE: Final = 0x01
+_PUNCH_HOLE: Final = 0x02
 READ_BYTES_MAX: Final = 64 << 10
+KEPT_BYTES_MAX: Final = 64 << 20
+"""What is kept at least of a stream that says more, as of a log that rotates: these files may lie in memory."""
+DROP_BYTES: Final = 16 << 20
+"""The oldest is dropped in pieces of this, a multiple of every file system's block. So the file holds no more than both."""
 NAME_PATTERN: Final = "{process_id}.{stream}.{base}.log"
 
 
@@ -36,6 +45,7 @@ class OutputFile:
         except OSError as error:
             raise Unavailable(f"{self.path} cannot be opened: {error.strerror}") from error
         self._delivered = base + os.fstat(self._descriptor).st_size
+        self._first = base + _hole_bytes(self._descriptor)
         self._changed = asyncio.Event()
         self._frozen = False
         self.ended = False
@@ -45,14 +55,20 @@ class OutputFile:
         """Offset of the first byte that is not in the file yet."""
         return self._delivered
 
+    @property
+    def first(self) -> int:
+        """Offset of the first byte that is still in the file."""
+        return self._first
+
     def take(self, offset: int, data: bytes) -> int:
         """Keep `data`, which begins at `offset`; what is there already is skipped. Answers the offset to acknowledge.
 
         A gap is refused (the caller asks again from `delivered`); after `freeze` nothing is taken. A full disk raises
-        Unavailable: the bytes stay in the agent.
+        Unavailable: the bytes stay in the agent; so does a file system that cannot drop the oldest ones.
         """
         if self._frozen or offset > self._delivered:
             return self._delivered
+        self._drop_oldest()
         fresh = memoryview(data)[self._delivered - offset :]
         try:
             while fresh:
@@ -66,6 +82,22 @@ class OutputFile:
         finally:
             self._wake()
         return self._delivered
+
+    def _drop_oldest(self) -> None:
+        """Make the hole longer if as much is held as may be."""
+        pieces = (self._delivered - self._first - KEPT_BYTES_MAX) // DROP_BYTES
+        if pieces <= 0:
+            return
+        first = self._first + pieces * DROP_BYTES
+        try:
+            _make_hole(self._descriptor, first - self.base)
+        except OSError as error:
+            held = self._delivered - self._first
+            raise Unavailable(
+                f"{self.path} holds {held} bytes, and the oldest cannot be dropped: {error.strerror};"
+                " let RUN_DIR lie on tmpfs, ext4, xfs or btrfs"
+            ) from error
+        self._first = first
 
     def freeze(self) -> int:
         self._frozen = True
@@ -84,10 +116,14 @@ class OutputFile:
         self._changed = asyncio.Event()
 
     async def read(self, *, follow: bool) -> AsyncIterator[tuple[int, bytes]]:
-        """(offset, data) from the beginning on; with `follow` also what comes later, until the stream ends."""
+        """(offset, data) from `first` on; with `follow` also what comes later, until the stream ends.
+
+        Who reads more slowly than the process writes misses what was dropped meanwhile: the offsets tell.
+        """
         at = self.base
         while True:
             changed = self._changed
+            at = max(at, self._first)
             data = os.pread(self._descriptor, READ_BYTES_MAX, at - self.base)
             if data:
                 yield at, data
@@ -101,6 +137,27 @@ class OutputFile:
         self.end()
         with contextlib.suppress(OSError):
             os.close(self._descriptor)
+
+
+def _hole_bytes(descriptor: int) -> int:
+    """The length of the hole that a file begins with."""
+    try:
+        return os.lseek(descriptor, 0, os.SEEK_DATA)
+    except OSError:  # empty, or on a file system that knows no holes
+        return 0
+
+
+def _make_hole(descriptor: int, length_bytes: int) -> None:
+    """Give the file's first `length_bytes` back to the disk; its length stays. Raises OSError.
+
+    fallocate(2) with FALLOC_FL_PUNCH_HOLE, for which Python has no name.
+    """
+    import ctypes  # noqa: PLC0415 - seldom needed, and every shim would pay for it
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    start, length = ctypes.c_int64(0), ctypes.c_int64(length_bytes)
+    if libc.fallocate(descriptor, _KEEP_SIZE | _PUNCH_HOLE, start, length) != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 def files_in(folder: Path) -> list[tuple[str, int, int]]:

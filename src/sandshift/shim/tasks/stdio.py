@@ -106,7 +106,9 @@ class FileSink(Sink):
         super().__init__(offsets, stream)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            # O_NONBLOCK: the path may be a fifo, whose opening or writing would hold the event loop up.
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC
+            self._descriptor = os.open(path, flags, 0o600)
         except OSError as error:
             raise Unavailable(f"output file {path} cannot be opened: {error.strerror}") from error
 
