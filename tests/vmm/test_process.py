@@ -46,7 +46,11 @@ async def test_a_process_has_a_session_of_its_own_and_none_of_our_descriptors(tm
     ours = os.open("/dev/null", os.O_RDONLY)
     os.set_inheritable(ours, True)
     given = os.open("/dev/zero", os.O_RDONLY)
-    process = spawn(SLEEP, tmp_path, inherited_fds=(given,))
+    # One that speaks is loaded: before, the loader has a file open for a moment.
+    process = spawn(("sh", "-c", "echo loaded >&2; kill -STOP $$"), tmp_path, inherited_fds=(given,))
+    async with asyncio.timeout(20):
+        while process.stderr_tail() != "loaded":
+            await asyncio.sleep(0.01)
     assert os.getsid(process.pid) == process.pid
     assert sorted(int(fd.name) for fd in Path(f"/proc/{process.pid}/fd").iterdir()) == [0, 1, 2, given]
     await process.kill()
