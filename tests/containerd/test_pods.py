@@ -74,6 +74,21 @@ def test_the_pods_address_is_the_guests_and_answers_from_the_host(make_pod: Call
     assert eventually(reached) == b"reached\n"
 
 
+UNIQUE = (
+    "cat /proc/sys/kernel/random/boot_id /sys/class/net/eth0/address; hostname; head -c 32 /dev/urandom | md5sum | cut -c 1-32; "
+    "ip -o -4 address show eth0 | sed 's/.*inet \\([0-9.]*\\).*/\\1/'"
+)
+
+
+def test_two_pods_of_one_template_share_nothing_that_must_be_unique(make_pod: Callable[..., Pod]) -> None:
+    """Boot id, card, hostname, randomness and address; the machine id is compared in tests/image/test_guest_vm.py."""
+    pods = [make_pod("twin-one"), make_pod("twin-two")]
+    seen = [pod.ask(pod.run("look", "sleep", "1000"), "sh", "-c", UNIQUE).stdout.split() for pod in pods]
+    assert [len(words) for words in seen] == [5, 5]
+    assert [words[4].decode() for words in seen] == [pod.address() for pod in pods]
+    assert not set(seen[0]) & set(seen[1])
+
+
 def test_logs_exit_codes_and_terminals(make_pod: Callable[..., Pod]) -> None:
     pod = make_pod("logs")
     both = pod.run("both", "sh", "-c", "echo one; echo two >&2; exit 42")
