@@ -45,7 +45,14 @@ def test_what_is_not_toml_is_an_error_that_names_the_file(tmp_path: Path) -> Non
         ({"vm": {"machine_type": "q35"}}, "vm.machine_type = 'q35' must be a versioned type"),
         ({"migration": {"downtime_limit_ms": 0}}, "migration.downtime_limit_ms = 0 is outside 1 to 2000000"),
         ({"migration": {"encryption": "none"}}, r"Invalid enum value 'none'"),
-        ({"migration": {"limits": {"stall_s": 0}}}, "migration.limits.stall_s = 0.0 must be greater than 0"),
+        (
+            {"migration": {"limits": {"stall_s": 0}}},
+            "migration.limits.stall_s = 0.0 must be a finite number greater than 0",
+        ),
+        (
+            {"migration": {"limits": {"stall_s": float("nan")}}},
+            "migration.limits.stall_s = nan must be a finite number greater than 0",
+        ),
         ({"places": {"run_dir": "here"}}, "places.run_dir = 'here' must be an absolute path"),
     ],
 )

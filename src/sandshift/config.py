@@ -6,6 +6,7 @@ two files whose places and network namespace differ.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import tomllib
@@ -160,9 +161,9 @@ def _problems(config: Config) -> list[str]:
             found.append(f"{key} = {value} is outside {low} to {high}")
     limits, places = config.migration.limits, config.places
     found += [
-        f"migration.limits.{name} = {limit} must be greater than 0"
+        f"migration.limits.{name} = {limit} must be a finite number greater than 0"
         for name in Limits.__struct_fields__
-        if (limit := getattr(limits, name)) <= 0
+        if not (math.isfinite(limit := getattr(limits, name)) and limit > 0)
     ]
     found += [
         f"places.{name} = {folder!r} must be an absolute path"

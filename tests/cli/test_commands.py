@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
+import os
+import signal
 import socket
 from pathlib import Path
 
@@ -43,6 +46,24 @@ def test_run_prints_the_id_that_it_chose(sandshift: Sandshift, farm: Farm) -> No
     assert ended.status == 0
     assert ended.stdout.startswith("s-")
     assert ("a", ended.stdout.strip()) in farm.world.shims
+
+
+@pytest.mark.parametrize("output", ["--json", "--verbose"])
+def test_an_interrupted_run_leaves_nothing_and_says_so(
+    sandshift: Sandshift, farm: Farm, monkeypatch: pytest.MonkeyPatch, output: str
+) -> None:
+    async def interrupted(*_: object, **__: object) -> int:
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    monkeypatch.setattr("sandshift.cli.run.run_process", interrupted)
+    ended = sandshift("run", "--config", farm.config("a"), "--id", SANDBOX, output, "--", "true")
+    assert ended.status == 130
+    assert ended.stderr == "sandshift: interrupted\n"
+    told = '{"error": "interrupted", "code": "CANCELLED"}\n'
+    assert ended.stdout == (told if output == "--json" else "")
+    assert farm.world.shims == {}
 
 
 def test_run_refuses_an_id_that_is_taken_and_leaves_its_sandbox_alone(

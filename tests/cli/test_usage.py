@@ -37,6 +37,14 @@ def test_every_command_has_help(sandshift: Sandshift, command: str) -> None:
 WRONG = [
     (["fly"], "No such command 'fly'."),
     (["run", "--memory", "10"], "Invalid value for '--memory': 10 is outside 96.0 MiB to 1.0 TiB"),
+    (["migrate", "s", "--to", "EMPTY", "--timeout", "nan"], "nan is no number of which there can be so much"),
+    (["migrate", "s", "--to", "EMPTY", "--wait-for-containers", "nan"], "give a finite one"),
+    (["migrate", "s", "--to", "EMPTY", "--throttle-scale", "nan"], "give a finite one"),
+    (["conformance", "--source", "a", "--destination", "b", "--limit", "=5"], "'=5' is not NAME=NUMBER"),
+    (
+        ["conformance", "--source", "a", "--destination", "b", "--limit", "stall_s=inf"],
+        "'stall_s=inf' is not",
+    ),
     (["run", "--memory", "lots"], "'--memory': 'lots' is not a size: write 512, 512M or 1.5G"),
     (["run", "--vcpus", "0"], "Invalid value for '--vcpus': 0 is not in the range 1<=x<=64."),
     (["run", "--id", "a/b"], "Invalid value for --id: 'a/b' must be letters and digits"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import click
 
 from sandshift.cli.exits import EXIT_FAILED
@@ -17,11 +19,12 @@ def _limits(
     for value in values:
         name, equals, number = value.partition("=")
         try:
-            limits[name] = float(number)
+            seconds = float(number)
         except ValueError:
-            equals = ""
-        if not equals:
-            raise click.BadParameter(f"{value!r} is not NAME=NUMBER, as in stall_s=2")
+            seconds = math.nan
+        if not name or not equals or not math.isfinite(seconds) or seconds <= 0:
+            raise click.BadParameter(f"{value!r} is not NAME=NUMBER with a number above 0, as in stall_s=2")
+        limits[name] = seconds
     return limits
 
 

@@ -123,6 +123,8 @@ def told(frame: Frame) -> Iterator[None]:
     except SandshiftError as error:
         fail(frame, error)
     except (KeyboardInterrupt, asyncio.CancelledError):
+        if frame.as_json:
+            click.echo(json.dumps({"error": "interrupted", "code": "CANCELLED"}))
         click.echo("sandshift: interrupted", err=True)
         raise SystemExit(EXIT_INTERRUPTED) from None
     except BrokenPipeError:

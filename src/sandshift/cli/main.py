@@ -66,7 +66,7 @@ def _is_there(target: str) -> bool:
 def cli() -> None:
     """VM sandboxes that move between Linux hosts while they run.
 
-    Every command takes --json for one JSON document instead of text, and --config for the host it is about.
+    Every command takes --json for one JSON document instead of text; all but demo take --config for the host they are about.
     """
 
 

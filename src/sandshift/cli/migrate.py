@@ -20,7 +20,7 @@ from sandshift.cli.frame import (
     session_id_of,
 )
 from sandshift.cli.frame import run as run_async
-from sandshift.cli.options import DEADLINE_MAX_S, migration_options, options_of
+from sandshift.cli.options import DEADLINE_MAX_S, FiniteRange, migration_options, options_of
 from sandshift.cli.sizes import show_bytes
 from sandshift.fleet.host import Host
 
@@ -52,14 +52,14 @@ _SESSION_BYTES: Final = 4
 @click.option(
     "--timeout",
     "deadline_s",
-    type=click.FloatRange(min=0, min_open=True, max=DEADLINE_MAX_S),
+    type=FiniteRange(min=0, min_open=True, max=DEADLINE_MAX_S),
     metavar="SECONDS",
     help="Give up a transfer that takes longer [default: migration.limits.transfer_deadline_s].",
 )
 @click.option(
     "--wait-for-containers",
     "containers_wait_s",
-    type=click.FloatRange(min=0, max=DEADLINE_MAX_S),
+    type=FiniteRange(min=0, max=DEADLINE_MAX_S),
     default=120.0,
     show_default=True,
     metavar="SECONDS",

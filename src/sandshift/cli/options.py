@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 import click
 
@@ -13,6 +14,17 @@ DOWNTIME_MAX_MS: Final = 2_000_000
 PERCENT_MAX: Final = 99
 DEADLINE_MAX_S: Final = 86_400.0
 
+
+class FiniteRange(click.FloatRange):
+    """`click.FloatRange`, which lets "nan" through."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is no number of which there can be so much: give a finite one", param, ctx)
+        return number
+
+
 _PASSES: Final = click.IntRange(1, PASSES_MAX)
 
 FLAGS: Final = (
@@ -20,7 +32,7 @@ FLAGS: Final = (
     click.option(
         "--throttle-scale",
         "throttling_scale_percent",
-        type=click.FloatRange(1, 100),
+        type=FiniteRange(1, 100),
         metavar="PERCENT",
         help="How much of what the throttle may take it takes at its peak.",
     ),

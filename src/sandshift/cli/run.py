@@ -12,7 +12,6 @@ from sandshift.cli import network
 from sandshift.cli.frame import Frame, checked_name, framed
 from sandshift.cli.frame import run as run_async
 from sandshift.cli.sizes import MIB, Size
-from sandshift.errors import SandshiftError
 from sandshift.fleet.launch import INIT_PROCESS, Card, Wish, launch, run_process, stop
 
 MEMORY_MIN_BYTES: Final = 96 * MIB
@@ -125,12 +124,11 @@ async def _run(
     try:
         pid = None
         if arguments:
-            try:
-                pid = await run_process(shim, arguments, environment=environment, cwd=cwd)
-            except SandshiftError:
-                await stop(host, wish.namespace, wish.sandbox_id)
-                raise
+            pid = await run_process(shim, arguments, environment=environment, cwd=cwd)
         status = await shim.status()
+    except BaseException:  # Also when interrupted: its id has not been told, nobody would stop it.
+        await stop(host, wish.namespace, wish.sandbox_id)
+        raise
     finally:
         await shim.close()
     took_ms = round((time.monotonic() - began_s) * 1e3, 1)

@@ -18,7 +18,7 @@ from sandshift.cli.demo.summary import summary
 from sandshift.cli.demo.workload import Workload
 from sandshift.cli.exits import EXIT_FAILED, EXIT_INTERRUPTED
 from sandshift.cli.frame import Frame, fail
-from sandshift.errors import Cancelled, SandshiftError
+from sandshift.errors import Cancelled, Rejected, SandshiftError
 from sandshift.status import status_of
 
 
@@ -85,12 +85,19 @@ def demo(
         )
         figures = run_demo(settings, drawn=frame.draws)
     except Cancelled as interrupted:
+        if as_json:
+            click.echo(json.dumps(failed_figures(interrupted)))
         click.echo(f"sandshift: {interrupted.message}", err=True)
         raise SystemExit(EXIT_INTERRUPTED) from None
     except SandshiftError as error:
         if as_json:
             click.echo(json.dumps(failed_figures(error)))
         fail(replace(frame, as_json=False), error)
+    except OSError as problem:
+        refused = Rejected(f"{problem.filename or 'the system'}: {problem.strerror or problem}")
+        if as_json:
+            click.echo(json.dumps(failed_figures(refused)))
+        fail(replace(frame, as_json=False), refused, cause=problem)
     click.echo(json.dumps(figures) if as_json else summary(figures))
     sys.exit(0 if figures["ok"] else EXIT_FAILED)
 
