@@ -360,6 +360,10 @@ def test_force_resume_asks_nobody_who_is_not_there(sandshift: Sandshift, farm: F
     assert ended.status == 2
     assert "the destination may be running this guest" in ended.stderr
     assert "--yes-i-know-that-two-guests-may-run" in ended.stderr
+    ended = sandshift(
+        "session", "force-resume", "--config", farm.config("a"), SANDBOX, "--session", "move-1", "--json"
+    )
+    assert (ended.status, ended.document["code"]) == (2, "INVALID_ARGUMENT")
     assert farm.world.called == []
 
 

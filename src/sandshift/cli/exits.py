@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Final
 
 EXIT_FAILED: Final = 1
-EXIT_USAGE: Final = 2
 EXIT_UNDECIDED: Final = 3
 """A migration about which a person must decide: neither done nor undone."""
 EXIT_INTERRUPTED: Final = 130

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from sandshift.cli.exits import EXIT_FAILED, EXIT_USAGE
+from sandshift.cli.exits import EXIT_FAILED
 from sandshift.cli.frame import Frame, existing_file, framed, sandbox_argument, session_id_of
 from sandshift.cli.frame import run as run_async
 from sandshift.cli.table import table
@@ -112,12 +112,10 @@ async def _force(frame: Frame, shim: Shim, session_id: str, *, known: bool) -> C
 def _ask(frame: Frame, shim: Shim, session_id: str, cell: Cell) -> None:
     """Name the danger and have the session id typed. Ends the command if nobody can be asked or the answer is no."""
     if frame.as_json or not sys.stdin.isatty():
-        click.echo(
-            f"sandshift: force-resume asks a person, and nobody is there to ask: {DANGERS[cell]}. Make sure that the"
-            " other host is off, then add --yes-i-know-that-two-guests-may-run",
-            err=True,
+        raise click.UsageError(
+            f"force-resume asks a person, and nobody is there to ask: {DANGERS[cell]}. Make sure that the"
+            " other host is off, then add --yes-i-know-that-two-guests-may-run"
         )
-        raise SystemExit(EXIT_USAGE)
     click.echo(
         f"Session {session_id!r} of sandbox {shim.sandbox_id} on host {shim.host.name} is {cell.name}.",
         err=True,
