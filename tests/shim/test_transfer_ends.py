@@ -11,14 +11,17 @@ import pytest
 import ttrpc
 from sandshift.config import Limits
 from sandshift.errors import Unavailable
+from sandshift.session.phases import Outcome
+from sandshift.session.precopy import End
 from sandshift.session.right_model import Record
+from sandshift.shim.migration.pacing import StopSending
 from sandshift.shim.migration.source import Source
 from sandshift.vmm.machine import ChannelSecurity, MigrationStatus, TransferSettings
 from sandshift.wire.migration import messages_pb2 as m
 from sandshift.wire.migration import options_pb2 as o
 from tests.shim.house import TwoHosts, two_hosts
 
-RESUME = 2
+STOP, RESUME = 1, 2
 
 
 @pytest.fixture
@@ -55,6 +58,27 @@ async def test_a_transfer_that_fails_on_a_full_disk_still_ends(hosts: TwoHosts) 
     books.write_records = write  # type: ignore[method-assign]
     await hosts.s.finalize(hosts.session, RESUME)
     assert hosts.runners() == ["source"]
+
+
+async def test_a_transfer_that_completes_before_a_rule_can_end_it_is_complete(hosts: TwoHosts) -> None:
+    """Else the source would be told as failed with a guest that stands still, while the other side has all of it."""
+    await hosts.prepare()
+    machine = source_of(hosts).machine
+    assert machine is not None
+    switch_over = machine.switch_over
+
+    async def switch_over_and_give_up() -> None:
+        await switch_over()
+        while (await machine.migration_info()).status is not MigrationStatus.COMPLETED:
+            await asyncio.sleep(0)
+        raise StopSending(End(Outcome.DEADLINE, "the transfer has taken longer than 1 s"))
+
+    machine.switch_over = switch_over_and_give_up  # type: ignore[method-assign]
+    await hosts.connect()
+    await hosts.transfer()
+    await hosts.d.finalize(hosts.session, RESUME)
+    await hosts.s.finalize(hosts.session, STOP)
+    assert hosts.runners() == ["destination"]
 
 
 async def test_equal_memory_is_no_data_loss_when_the_source_s_disk_is_slow(hosts: TwoHosts) -> None:

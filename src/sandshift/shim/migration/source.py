@@ -293,8 +293,13 @@ class Source(SessionSide):
             await self.fail(Outcome.PEER_LOST, f"the transfer failed: {reason}")
 
     async def _give_up(self, machine: Machine, rule: StopSending) -> None:
-        """A rule of ours ended the transfer while the source can still go on."""
+        """A rule of ours ended the transfer while the source can still go on; if QEMU was faster, all has gone out well."""
         await machine.cancel_transfer()
+        if (info := await self._own_info(machine)).status is MigrationStatus.COMPLETED:
+            self._completed_at_s = time.monotonic()
+            self._note_downtime(info)
+            await self._completed()
+            return
         self.sandbox.thaw_output()
         await self.fail(rule.outcome, rule.message)
 
