@@ -270,7 +270,7 @@ async def test_a_stream_that_others_left_no_room_goes_on_when_theirs_is_taken(ho
     small = house.table.output("small", 1).buffer
     while not small.is_full:
         await asyncio.sleep(0.005)
-    assert small.end < 300_000
+    assert small.end <= 300_000  # All of it only if a short read came before a long one.
     assert len(await output_of(guest, "greedy")) == 1_000_000
     while small.end < 300_000:
         await asyncio.sleep(0.005)
