@@ -14,6 +14,7 @@ from sandshift.fleet.driver import migrate
 from sandshift.fleet.host import Host
 from sandshift.fleet.result import MigrationResult, Update
 from sandshift.fleet.saga import Outcome
+from sandshift.fleet.shim_client import Shim
 from sandshift.session.options import Options
 from sandshift.session.statement import Cell
 from tests.fleet.fake_shims import BLACKOUT_MS, SANDBOX, World
@@ -89,7 +90,7 @@ async def test_whatever_call_fails_before_the_resume_the_guest_runs_on_the_sourc
     world: World, call: str, failure: ttrpc.StatusError
 ) -> None:
     await world.run_sandbox()
-    world.fail(call, failure)
+    world.fail(call, failure, failure)  # PrepareSandbox may be asked twice
     result = await migrate(world.migration())
     assert result.outcome in (Outcome.UNDONE, Outcome.REFUSED)
     assert result.failed_call.replace(" on the ", " ") == " ".join(reversed(call.split()))
@@ -118,6 +119,25 @@ async def test_containers_that_are_created_at_the_destination_are_waited_for(wor
     result = await moving
     assert result.outcome is Outcome.MOVED
     assert world.runners == ["b"]
+
+
+async def test_a_container_that_is_created_between_the_refusal_and_the_look_at_it_does_not_undo_the_move(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.run_sandbox()
+    status = Shim.status
+
+    async def created_meanwhile(shim: Shim, session_id: str = "") -> object:
+        if world.called.count("destination PrepareSandbox") == 1:
+            del world.shim("b").session.pending_containers[:]
+        return await status(shim, session_id)
+
+    monkeypatch.setattr(Shim, "status", created_meanwhile)
+    moving = asyncio.create_task(migrate(world.migration()))
+    await pending(world, "db")
+    result = await moving
+    assert result.outcome is Outcome.MOVED
+    assert world.called.count("destination PrepareSandbox") == 2
 
 
 async def test_containers_that_nobody_creates_in_time_undo_the_move_by_name(world: World) -> None:

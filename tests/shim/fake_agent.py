@@ -18,6 +18,8 @@ EVENTS_LOOK_S = 0.1
 
 
 class FakeGuest:
+    look_s = LOOK_S
+
     def __init__(self, process: FakeProcess, reply_s: float) -> None:
         self._process = process
         self._reply_s = reply_s
@@ -107,7 +109,7 @@ class FakeGuest:
             if taken < at + len(data) and room is not None:
                 await room()
             else:
-                await asyncio.sleep(LOOK_S)
+                await asyncio.sleep(self.look_s)
 
     async def write_input(self, process_id: str, offset: int, data: bytes, *, eof: bool = False) -> int:
         end, taken = offset + len(data), offset
@@ -116,7 +118,7 @@ class FakeGuest:
             taken = inside.write_input(process_id, taken, data[taken - offset :], eof=eof)
             if taken >= end:
                 return taken
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(self.look_s)
 
     async def wait_process(self, process_id: str) -> GuestExit:
         if ":" not in process_id:
@@ -126,7 +128,7 @@ class FakeGuest:
             task = self._process.look().containers.task(process_id)
             if task.exited:
                 return GuestExit(task.exit_code, task.exited_at_ns)
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(self.look_s)
 
     async def signal_process(self, process_id: str, number: int, *, whole_group: bool = False) -> None:
         (await self.inside()).signal(process_id, number, self.now_s())

@@ -189,6 +189,27 @@ async def test_an_exec_session_goes_on_and_is_bound_by_its_id(
     lines(await out.stdout.all() + await out_here.stdout.until(MANY))
 
 
+async def test_the_end_of_an_exec_session_that_has_come_is_told_once_it_has_its_caller(
+    hosts: TwoHosts, make: Make, make_here: Make, containerds: dict[str, Containerd]
+) -> None:
+    """Before, the destination's containerd knows of no such session."""
+    there, here, out_here = make("web", ["wait"]), make_here("web"), make_here("exec")
+    await run(hosts.s.task, there)
+    await hosts.s.task.exec(exec_request(there, "e1", ["wait"]))
+    await hosts.s.task.start(pb.StartRequest(id="web", exec_id="e1"))
+    await come(hosts, here)
+    await finish(hosts)
+    hosts.destination.process.guest.containers.signal("web:e1", 9, 0.0)
+    ended = await hosts.d.task.wait(pb.WaitRequest(id="web-moved", exec_id="e1"), timeout_s=5)
+    assert ended.exit_status == 137
+    await hosts.d.task.exec(exec_request(here, "e1", ["wait"], stdout=out_here.stdout.path))
+    await hosts.d.task.start(pb.StartRequest(id="web-moved", exec_id="e1"))
+    destination = containerds["destination"]
+    await destination.until("/tasks/exit")
+    assert destination.topics == ["/tasks/create", "/tasks/exec-added", "/tasks/exit"]
+    assert destination.events()[-1][1].id == "e1"
+
+
 async def test_stdin_reaches_the_process_once_whoever_wrote_it(
     hosts: TwoHosts, make: Make, make_here: Make
 ) -> None:

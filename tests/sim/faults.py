@@ -52,7 +52,13 @@ class Kind(enum.Enum):
     CANCEL = "a stranger cancels"
     FINALIZE = "a stranger finalizes"
     STORM = "a stranger finalizes again and again"
+    REBOOT = "the guest reboots"
+    POWER_OFF = "the guest powers itself off"
+    PANIC = "the guest panics"
 
+
+GUEST_EVENTS = frozenset((Kind.REBOOT, Kind.POWER_OFF, Kind.PANIC))
+"""What only the guests of pods do: the seeds of bare sandboxes stand for the histories that they always stood for."""
 
 WEIGHTS = {
     Kind.COORDINATOR: 3,
@@ -85,9 +91,9 @@ class Fault:
         )
 
 
-def choose(random: Random) -> list[Fault]:
+def choose(random: Random, *, pod: bool) -> list[Fault]:
     """0 to FAULTS_MAX faults."""
-    kinds = list(Kind)
+    kinds = [kind for kind in Kind if pod or kind not in GUEST_EVENTS]
     weights = [WEIGHTS.get(kind, 1) for kind in kinds]
     return [_fault(random, kind) for kind in random.choices(kinds, weights, k=random.randint(0, FAULTS_MAX))]
 

@@ -22,6 +22,8 @@ from tests.shim.house import NAMESPACE, SANDBOX
 from tests.sim.faults import Fault, Kind, choose
 from tests.sim.hosts import SimHost
 from tests.sim.loop import EPOCH_S, SimLoop, Stuck, owned_by
+from tests.sim.pod_end import leave, look_back, settle
+from tests.sim.pods import Pods, has_pod
 from tests.sim.stage import Handle, Stage, clear
 
 SESSION = "session-1"
@@ -32,6 +34,7 @@ COORDINATORS_LAST = 3
 """How often the last, good coordinator is run."""
 HISTORY_S_MAX = 3600.0
 STORM_CALLS = 6
+GUEST_REASONS = {Kind.REBOOT: "guest-reset", Kind.POWER_OFF: "guest-shutdown"}
 _ENDS_ON = {"source": Outcome.UNDONE, "destination": Outcome.MOVED}
 
 
@@ -66,28 +69,35 @@ def run(seed: int, *, protocol: Handle = handle) -> History:
         protocol: what decides instead of `session.right.handle`: with a guard dropped, to see that it is noticed.
     """
     random = Random(seed)
-    history = History(seed, choose(random))
+    history = History(seed, choose(random, pod=has_pod(seed)))
     folder = Path(tempfile.mkdtemp(prefix="sim-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
     loop = SimLoop()
     loop.set_exception_handler(lambda _loop, _context: None)
     stage = Stage(folder, random, loop, protocol)
+    pods = Pods(stage, seed) if has_pod(seed) else None
     gc_was_on = gc.isenabled()
     if not gc.get_freeze_count():
         gc.collect()
         gc.freeze()  # what was there before is not looked through after every history
     gc.disable()  # what it collects and when would be chance
     try:
+        if pods is not None:
+            stage.replacements_more = pods.replacements()
         with stage.set_up():
             try:
-                loop.run_until_complete(asyncio.wait_for(_Play(stage, history).all(), HISTORY_S_MAX))
+                loop.run_until_complete(asyncio.wait_for(_Play(stage, history, pods).all(), HISTORY_S_MAX))
             except Stuck as error:
                 history.violations.append(f"stuck: {error}")
             except TimeoutError:
                 history.violations.append(f"not over after {HISTORY_S_MAX:g} s")
             finally:
                 history.steps, history.seconds = loop.sim.steps, loop.time() - EPOCH_S
+                loop.sim.steps = 0  # a livelock has come to its end
                 history.story = list(stage.story)
                 history.violations += stage.wrong
+                if pods is not None:
+                    history.violations += pods.violations
+                    stage.at_end = pods.end
                 asyncio.set_event_loop(loop)
                 loop.run_until_complete(stage.end())
                 loop.end()
@@ -100,8 +110,9 @@ def run(seed: int, *, protocol: Handle = handle) -> History:
 
 
 class _Play:
-    def __init__(self, stage: Stage, history: History) -> None:
+    def __init__(self, stage: Stage, history: History, pods: Pods | None) -> None:
         self._stage = stage
+        self._pods = pods
         self._history = history
         self._random = stage.random
         self._waiting = [fault for fault in history.faults if fault.at_call]
@@ -131,6 +142,8 @@ class _Play:
         stage.on_call = lambda _step: None
         if not stage.witness.violations:
             await self._recover()
+        if self._pods is not None:
+            look_back(self._pods)
 
     async def _boot(self) -> None:
         stage = self._stage
@@ -140,6 +153,8 @@ class _Play:
         await client.connection.close()
         assert stage.source.vm is not None
         stage.source.vm.guest.pages_per_s = self._random.choice(RATES)
+        if self._pods is not None:
+            await self._pods.boot()
 
     # Faults
 
@@ -178,6 +193,8 @@ class _Play:
                     self._kill_shims(fault, stage.destination)
                 case Kind.CUT | Kind.SILENT_THERE | Kind.SILENT_BACK | Kind.STALL:
                     self._harm_channel(fault)
+                case Kind.REBOOT | Kind.POWER_OFF | Kind.PANIC:
+                    self._end_guest(fault)
                 case Kind.VM_STALL | Kind.REFUSE_START:
                     self._harm_vm(fault)
                 case Kind.REFUSE_SHIM:
@@ -209,6 +226,17 @@ class _Play:
             self._lost_on.add(host.name)
             self._lost_for = self._lost_for or f"the VM on {host.name} was killed when no other ran the guest"
         host.kill_vm()
+
+    def _end_guest(self, fault: Fault) -> None:
+        """The guest itself does it, so it must run."""
+        for process, where in list(self._stage.witness.running.items()):
+            self._stage.tell(f"FAULT {fault.kind.value}, on {where}")
+            self._lost_on.add(where)
+            self._lost_for = self._lost_for or f"{fault.kind.value} on {where}"
+            if fault.kind is Kind.PANIC:
+                process.panic()
+            else:
+                process.power_off(reason=GUEST_REASONS[fault.kind])
 
     def _harm_channel(self, fault: Fault) -> None:
         wire = self._stage.wires[-1] if self._stage.wires else None
@@ -357,7 +385,7 @@ class _Play:
         if len(runners) == 1:
             self._check_runner(result, runners[0])
             if not wrong:
-                await self._move_again(runners[0])
+                await self._go_on(runners[0])
             return
         if not self._lost_for:
             wrong.append(
@@ -370,6 +398,16 @@ class _Play:
             *(_ENDS_ON[host] for host in self._lost_on),
         }:
             wrong.append(f"said {result.outcome.name}, but nobody runs the guest ({self._lost_for})")
+
+    async def _go_on(self, runner: str) -> None:
+        """What users have works on, the sandbox moves again, and works on there."""
+        if self._pods is not None:
+            await settle(self._pods, runner)
+        await self._move_again(runner)
+        if self._pods is not None and not self._history.violations:
+            now = sorted(self._stage.witness.running.values())
+            await settle(self._pods, now[0])
+            await leave(self._pods, now[0])
 
     def _check_runner(self, result: MigrationResult | None, runner: str) -> None:
         stage, wrong = self._stage, self._history.violations

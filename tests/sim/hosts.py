@@ -16,8 +16,9 @@ from sandshift.errors import Rejected
 from sandshift.fleet.host import Host
 from sandshift.shim.parts import Parts
 from sandshift.shim.serve import ShimServer
+from sandshift.shim.tasks.events import Publisher
 from sandshift.vmm.fake_process import FakeProcess
-from tests.shim.house import NAMESPACE, SANDBOX, FakeHost
+from tests.shim.house import NAMESPACE, SANDBOX, FakeHost, FakePacker
 from tests.sim.loop import OWNER, SimLoop, owned_by
 
 T = TypeVar("T")
@@ -59,6 +60,8 @@ class SimHost(FakeHost):
         """The living shim; empty if there is none."""
         self.refusals = 0
         """How many more times the program fails to start a shim."""
+        self.kills = 0
+        """How often a shim was killed here."""
         self.problems: list[str] = []
         self._random = random
         self._tell = tell
@@ -90,9 +93,12 @@ class SimHost(FakeHost):
 
     async def _serve(self, owner: str, listener: socket.socket) -> None:
         """Task: the shim's process, from its start to its own end."""
-        parts = Parts(self.vmm, self.taps, self.machines, self._connect_guest, self.clock_us)  # type: ignore[arg-type]
+        parts = Parts(
+            self.vmm, self.taps, self.machines, self._connect_guest, self.clock_us, packer=FakePacker()
+        )  # type: ignore[arg-type]
+        events = Publisher(self.events_path, NAMESPACE, lambda: self.clock_us() * 1000)
         try:
-            self.server = ShimServer(self.config, self.places, parts, NAMESPACE, SANDBOX)
+            self.server = ShimServer(self.config, self.places, parts, NAMESPACE, SANDBOX, events)
             await self.server.run(listener)
             self.path.unlink(missing_ok=True)
             self._tell(f"{self.name}: {owner} has ended")
@@ -133,6 +139,9 @@ class SimHost(FakeHost):
         active = self.server.desk.active if self.server is not None else None
         if active is not None and active.session.channel is not None:
             active.session.channel.close()  # type: ignore[attr-defined]
+        if self.server is not None:
+            _close_fifos(self.server)
+        self.kills += 1
         self.owner, self.server = "", None
 
     def kill_vm(self) -> None:
@@ -167,6 +176,19 @@ class SimHost(FakeHost):
         self.kill_shim(told=False)
         for process in self.world.processes.values():
             process.die()
+
+
+def _close_fifos(server: ShimServer) -> None:
+    """What the kernel does with the fifos of a process that was killed."""
+    if "containers" not in server.sandbox.__dict__:
+        return
+    containers = server.sandbox.containers
+    for container in (*containers.all(), *containers._making.values()):
+        for process in container.processes():
+            for sink in process._sinks.values():
+                sink.close()
+            if process._input is not None:
+                process._input._close()
 
 
 def own_processes(saw: Callable[[FakeProcess, bool], None]) -> dict[str, object]:

@@ -16,6 +16,7 @@ import logging
 import os
 import selectors
 import socket
+import stat
 import sys
 import warnings
 from collections.abc import Callable, Generator
@@ -175,9 +176,11 @@ class SimLoop(asyncio.SelectorEventLoop):
 
 
 def hang_up(descriptor: int) -> None:
-    """Shut the connection down for every holder; the descriptor itself stays open."""
-    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as held:
-        held.shutdown(socket.SHUT_RDWR)
+    """Shut the connection down for every holder; the descriptor itself stays open. A pipe has no such thing."""
+    with contextlib.suppress(OSError):
+        if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+            with socket.socket(fileno=os.dup(descriptor)) as held:
+                held.shutdown(socket.SHUT_RDWR)
 
 
 @contextlib.contextmanager

@@ -53,6 +53,8 @@ class Stage:
         self.held: dict[str, list[Channel]] = {}
         """The ends of wires that a coordinator has in its hands."""
         self.defects: list[str] = []
+        self.at_end: Callable[[], None] = lambda: None
+        self.replacements_more: list[tuple[Any, str, Any]] = []
         self.on_call: Callable[[str], None] = lambda _step: None
         """Told of every call that a coordinator makes."""
         self.latency_s = random.choice((0.0, 0.0005, 0.005, 0.05))
@@ -142,7 +144,7 @@ class Stage:
             (shim_sandbox, "Disk", lambda: InlineDisk(chance)),
         ]
         processes = [(FakeProcess, name, instead) for name, instead in own_processes(self.saw).items()]
-        return [*randomness, *seams, *processes]
+        return [*randomness, *seams, *processes, *self.replacements_more]
 
     @property
     def wrong(self) -> list[str]:
@@ -155,6 +157,7 @@ class Stage:
         ]
 
     async def end(self) -> None:
+        self.at_end()
         for host in self.hosts:
             host.end()
         for wire in self.wires:

@@ -5,6 +5,7 @@ Time is an argument. Programs, by the first word of a process's args:
 
     count [LINES_PER_S]   numbered lines on stdout, every tenth number on stderr too (100 a second)
     flood                 numbered lines as fast as somebody takes them
+    last LINES RATE CODE  as count, and ends with that code after so many lines
     cat                   stdin to stdout, until stdin ends
     say TEXT              one line, then it ends
     exit CODE             ends at once
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
@@ -100,14 +102,19 @@ class FakeTask:
                 self.end(0, now_s)
             case ["count", *rate]:
                 self._count(passed_s * (float(rate[0]) if rate else LINES_PER_S))
+            case ["last", lines, rate, code]:
+                self._count(passed_s * float(rate), int(lines))
+                if self.lines >= int(lines):
+                    self.end(int(code), now_s)
             case ["flood"]:
                 self._count(passed_s * FLOOD_LINES_PER_S)
             case ["cat"] if self.input_ended:
                 self.end(0, now_s)
 
-    def _count(self, lines: float) -> None:
+    def _count(self, lines: float, most: float = math.inf) -> None:
+        """`most`: how many lines it ever says."""
         self.owed += lines
-        while self.owed >= 1:
+        while self.owed >= 1 and self.lines < most:
             line = b"%08d\n" % self.lines
             if self.streams[STDOUT].room < len(line) or not self._tenth(line):
                 self.owed = 1.0  # It waits in its write: time does not pay for more.

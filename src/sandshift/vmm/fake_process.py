@@ -187,6 +187,12 @@ class FakeProcess:
         self.say("SHUTDOWN", {"guest": True, "reason": reason})
         self.die(returncode=0)
 
+    def panic(self) -> None:
+        """The guest's kernel panics, which ends QEMU too."""
+        self.stop(RunState.GUEST_PANICKED)
+        self.say("GUEST_PANICKED", {"action": "shutdown"})
+        self.power_off(reason="guest-panic")
+
     def say(self, name: str, data: dict[str, object] | None = None) -> None:
         self.fanout.emit(MachineEvent(name, data or {}, self._now_us()))
 

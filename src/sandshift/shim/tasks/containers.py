@@ -226,7 +226,7 @@ class Containers(Roster):
             process.follow(self._guest)
 
     async def exec(self, container_id: str, exec_id: str, spec: bytes, stdio: Stdio) -> None:
-        """Add a process to a container that runs; `start` starts it."""
+        """Add a process to a container that runs; `start` starts it. One that came from elsewhere may have ended already."""
         container = self.get(container_id)
         stdio.check()
         fitted = guest_process(_json("spec", spec))
@@ -237,8 +237,16 @@ class Containers(Roster):
                     "running one"
                 )
             container.add_exec(exec_id, fitted, stdio)
-            await self.save()
-        tell.exec_added(self._sandbox.events, container, exec_id)
+            process = container.process(exec_id)
+            ended_unbound = process.exited
+            process.may_end.clear()
+            try:
+                await self.save()
+                tell.exec_added(self._sandbox.events, container, exec_id)
+                if ended_unbound:
+                    tell.exited(self._sandbox.events, container, process)
+            finally:
+                process.may_end.set()
 
     async def kill(self, container_id: str, exec_id: str, number: int, *, everything: bool) -> None:
         """Send a signal. Raises NotFound for what has ended, as containerd expects of a shim."""

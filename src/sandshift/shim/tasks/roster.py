@@ -163,7 +163,8 @@ class Roster:
                 await guest.forget_process(process.process_id)
 
     def _on_exit(self, container: LiveContainer, process: ContainerProcess) -> None:
-        tell.exited(self._sandbox.events, container, process)
+        if process.record.bound:  # Else nobody here has heard of it: `exec` tells both, in that order.
+            tell.exited(self._sandbox.events, container, process)
         self._spawn(self._save_soon(), "save an exit")
 
     async def _save_soon(self) -> None:
