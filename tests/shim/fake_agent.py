@@ -19,6 +19,8 @@ EVENTS_LOOK_S = 0.1
 
 class FakeGuest:
     look_s = LOOK_S
+    way_s = 0.0
+    """How long bytes are on their way between agent and shim: the guest may stop, or the shim die, meanwhile."""
 
     def __init__(self, process: FakeProcess, reply_s: float) -> None:
         self._process = process
@@ -33,6 +35,10 @@ class FakeGuest:
                     await asyncio.Event().wait()
         except TimeoutError as error:
             raise Unavailable(f"the guest's agent did not answer within {self._reply_s:g} s") from error
+
+    async def _on_its_way(self) -> None:
+        if self.way_s:
+            await asyncio.sleep(self.way_s)
 
     async def inside(self) -> FakeContainers:
         """What is in the guest, once it runs."""
@@ -104,8 +110,10 @@ class FakeGuest:
             data, ended = inside.read(process_id, stream, at)
             if ended:
                 return
+            await self._on_its_way()
             taken = take(at, data) if data else at
-            self._process.look().containers.acknowledge(process_id, stream, taken)
+            if self._process.runs.is_set():  # Else it never hears that they were taken.
+                self._process.look().containers.acknowledge(process_id, stream, taken)
             if taken < at + len(data) and room is not None:
                 await room()
             else:
@@ -114,9 +122,11 @@ class FakeGuest:
     async def write_input(self, process_id: str, offset: int, data: bytes, *, eof: bool = False) -> int:
         end, taken = offset + len(data), offset
         while True:
+            await self._on_its_way()
             inside = await self.inside()
             taken = inside.write_input(process_id, taken, data[taken - offset :], eof=eof)
             if taken >= end:
+                await self._on_its_way()
                 return taken
             await asyncio.sleep(self.look_s)
 

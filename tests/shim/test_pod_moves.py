@@ -210,6 +210,28 @@ async def test_the_end_of_an_exec_session_that_has_come_is_told_once_it_has_its_
     assert destination.events()[-1][1].id == "e1"
 
 
+async def test_what_an_exec_session_said_is_had_although_its_container_ends_before_it_is_bound(
+    hosts: TwoHosts, make: Make, make_here: Make
+) -> None:
+    there, out = make("web", ["wait"]), make("exec", [])
+    await run(hosts.s.task, there)
+    await hosts.s.task.exec(exec_request(there, "e1", ["flood"], stdout=out.stdout.path))
+    await hosts.s.task.start(pb.StartRequest(id="web", exec_id="e1"))
+    await out.stdout.until(MANY)
+    here, out_here = make_here("web"), make_here("exec")
+    await come(hosts, here)
+    await finish(hosts)
+    await hosts.d.task.kill(pb.KillRequest(id="web-moved", signal=9))
+    await hosts.d.task.wait(pb.WaitRequest(id="web-moved"), timeout_s=5)
+    with pytest.raises(ttrpc.StatusError, match="exec needs a running one"):
+        await hosts.d.task.exec(exec_request(here, "e2", ["wait"]))
+    await hosts.d.task.exec(exec_request(here, "e1", ["flood"], stdout=out_here.stdout.path))
+    await hosts.d.task.start(pb.StartRequest(id="web-moved", exec_id="e1"))
+    first, rest = await out.stdout.all(), await out_here.stdout.all()
+    assert rest
+    lines(first + rest)
+
+
 async def test_stdin_reaches_the_process_once_whoever_wrote_it(
     hosts: TwoHosts, make: Make, make_here: Make
 ) -> None:

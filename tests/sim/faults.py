@@ -68,6 +68,16 @@ WEIGHTS = {
     Kind.DESTINATION_SHIM: 3,
 }
 
+POD_WEIGHTS = WEIGHTS | {
+    Kind.SOURCE_SHIM: 6,
+    Kind.DESTINATION_SHIM: 6,
+    Kind.BOTH_SHIMS: 4,
+    Kind.CUT: 2,
+    Kind.CANCEL: 2,
+}
+POD_STEPS = 3
+"""A pod's streams and callers take about so many times as many turns of the loop."""
+
 
 @dataclass(frozen=True, slots=True)
 class Fault:
@@ -94,17 +104,21 @@ class Fault:
 def choose(random: Random, *, pod: bool) -> list[Fault]:
     """0 to FAULTS_MAX faults."""
     kinds = [kind for kind in Kind if pod or kind not in GUEST_EVENTS]
-    weights = [WEIGHTS.get(kind, 1) for kind in kinds]
-    return [_fault(random, kind) for kind in random.choices(kinds, weights, k=random.randint(0, FAULTS_MAX))]
+    weights = [(POD_WEIGHTS if pod else WEIGHTS).get(kind, 1) for kind in kinds]
+    steps = POD_STEPS if pod else 1
+    return [
+        _fault(random, kind, steps)
+        for kind in random.choices(kinds, weights, k=random.randint(0, FAULTS_MAX))
+    ]
 
 
-def _fault(random: Random, kind: Kind) -> Fault:
+def _fault(random: Random, kind: Kind, steps: int) -> Fault:
     at_call, at_step = "", 0
     match random.choices(("call", "step", "moment"), (3, 2, 2))[0]:
         case "call":
-            at_call, at_step = random.choice(CALLS), random.randrange(1, STEPS_OF_A_CALL)
+            at_call, at_step = random.choice(CALLS), random.randrange(1, STEPS_OF_A_CALL * steps)
         case "step":
-            at_step = random.randrange(1, STEPS_OF_A_MOVE)
+            at_step = random.randrange(1, STEPS_OF_A_MOVE * steps)
     at_s = random.uniform(0, SECONDS_OF_A_MOVE)
     stalls = kind in (Kind.STALL, Kind.VM_STALL)
     after_s = random.choice(STALLS_S) if stalls else random.choice((-1.0, *RESTARTS_S))

@@ -60,8 +60,8 @@ class SimHost(FakeHost):
         """The living shim; empty if there is none."""
         self.refusals = 0
         """How many more times the program fails to start a shim."""
-        self.kills = 0
-        """How often a shim was killed here."""
+        self.kills: list[float] = []
+        """When a shim was killed here, of the loop's clock."""
         self.problems: list[str] = []
         self._random = random
         self._tell = tell
@@ -141,7 +141,8 @@ class SimHost(FakeHost):
             active.session.channel.close()  # type: ignore[attr-defined]
         if self.server is not None:
             _close_fifos(self.server)
-        self.kills += 1
+        if told:
+            self.kills.append(loop.time())
         self.owner, self.server = "", None
 
     def kill_vm(self) -> None:

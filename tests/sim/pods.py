@@ -34,6 +34,7 @@ LOOK_S: Final = 0.1
 CALL_S: Final = 20.0
 AGENT_LOOKS_S: Final = (0.005, 0.03, 0.1)
 """How late the agent of a fake guest answers."""
+AGENT_WAYS_S: Final = (0.0, 0.002, 0.02)
 RATES: Final = ("50", "500", "5000")
 """Lines per second."""
 CONTAINERS_MAX: Final = 3
@@ -74,6 +75,7 @@ class Pods:
         self.truth = Truth(stage)
         self._doings = _doings(self.random, list(self.programs.values()))
         self._look_s = self.random.choice(AGENT_LOOKS_S)
+        self._way_s = self.random.choice(AGENT_WAYS_S)
         self._tasks: set[asyncio.Task[Any]] = set()
 
     # Who is who
@@ -125,7 +127,11 @@ class Pods:
         return task
 
     def replacements(self) -> list[tuple[Any, str, Any]]:
-        return [(FakeGuest, "look_s", self._look_s), (FakeTask, "end", self.truth.watched())]
+        return [
+            (FakeGuest, "look_s", self._look_s),
+            (FakeGuest, "way_s", self._way_s),
+            (FakeTask, "end", self.truth.watched()),
+        ]
 
     def end(self) -> None:
         for stay in self.stays:
@@ -250,7 +256,7 @@ class Caller:
         """The exec sessions of containers that have come get their callers here."""
         for stay in self.stays:
             for program in self.pods.execs_of(stay.base):
-                if program.exec_id in stay.bound or "" in stay.exits:
+                if program.exec_id in stay.bound:
                     continue
                 try:
                     await self._exec(client, stay, program)

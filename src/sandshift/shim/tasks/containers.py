@@ -226,12 +226,13 @@ class Containers(Roster):
             process.follow(self._guest)
 
     async def exec(self, container_id: str, exec_id: str, spec: bytes, stdio: Stdio) -> None:
-        """Add a process to a container that runs; `start` starts it. One that came from elsewhere may have ended already."""
+        """Add a process to a container that runs; `start` starts it. Or bind one that came from elsewhere, which may have ended
+        already, and its container too: what it said waits in the guest."""
         container = self.get(container_id)
         stdio.check()
         fitted = guest_process(_json("spec", spec))
         async with container.lock:
-            if container.standing(container.init) is not Standing.RUNNING:
+            if not container.awaits(exec_id) and container.standing(container.init) is not Standing.RUNNING:
                 raise IllegalMove(
                     f"container {container_id} is {container.standing(container.init).name.lower()}: exec needs a "
                     "running one"

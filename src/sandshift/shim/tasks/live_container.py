@@ -104,6 +104,11 @@ class LiveContainer:
             return Standing.CREATED
         return Standing.PAUSED if self.record.paused else Standing.RUNNING
 
+    def awaits(self, exec_id: str) -> bool:
+        """Whether this is an exec session that has come from elsewhere and has no caller here yet."""
+        known = self.execs.get(exec_id)
+        return known is not None and not known.record.bound
+
     def add_exec(self, exec_id: str, spec: bytes, stdio: Stdio) -> None:
         """Add an exec session; or bind one that has come from elsewhere to its caller here.
 
