@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
+import logging
 import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -11,9 +14,11 @@ import pytest
 
 import ttrpc
 from sandshift.errors import Damaged
+from sandshift.guest.containers import ContainerEvent
 from sandshift.shim.tasks.roster import Book
 from sandshift.wire.containerd import task_pb2 as pb
 from sandshift.wire.containerd import task_types_pb2
+from tests.shim.fake_agent import FakeGuestContainers
 from tests.shim.house import SANDBOX, FakeHost, HostClient
 from tests.shim.pod import Bundle, Containerd, bundles, exec_request, lines, run
 
@@ -75,6 +80,31 @@ async def test_output_goes_on_byte_for_byte(host: FakeHost, make: Make):
         client = await begin_again(host)
     lines(await bundle.stdout.until(len(bundle.stdout.data) + MANY))
     lines(bytes(bundle.stderr.data), step=10)
+    await client.connection.close()
+
+
+async def test_a_connection_to_the_agent_that_ends_while_events_are_awaited_is_no_unheard_error(
+    host: FakeHost, make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    client = await host.client()
+    ended = asyncio.Event()
+
+    async def events(_containers: FakeGuestContainers, _from: int = 0) -> AsyncIterator[ContainerEvent]:
+        ended.set()
+        raise ttrpc.ConnectionClosed("the guest has let go")
+        yield ContainerEvent(0, "", "", 0)
+
+    unheard: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: unheard.append(context))
+    monkeypatch.setattr(FakeGuestContainers, "events", events)
+    caplog.set_level(logging.INFO, "sandshift.shim.tasks.roster")
+    await client.connection.close()
+    client = await begin_again(host)
+    await asyncio.wait_for(ended.wait(), 5)
+    while "container events: the connection to the agent is over" not in caplog.text:
+        await asyncio.sleep(0)
+    gc.collect()
+    assert unheard == []
     await client.connection.close()
 
 

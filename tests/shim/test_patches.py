@@ -74,6 +74,13 @@ async def test_preparing_is_refused_with_what_is_pending_and_status_names_it(hos
     assert names == ["new-web", "new-db"]
 
 
+async def test_nothing_is_pending_once_no_container_can_be_created_any_more(hosts: TwoHosts) -> None:
+    """Whoever waits for the containers would wait in vain."""
+    assert list((await hosts.d.status()).session.pending_containers) == ["db", "web"]
+    await hosts.d.migration.cancel(m.CancelRequest(session_id=hosts.session))
+    assert list((await hosts.d.status()).session.pending_containers) == []
+
+
 async def test_patches_survive_the_shim(hosts: TwoHosts) -> None:
     await desk(hosts.destination).create_task(WEB)
     await hosts.destination.stop()

@@ -9,7 +9,7 @@ import ttrpc
 from sandshift.sandbox.model import is_of_container
 from sandshift.wire.containerd import task_pb2 as pb
 from tests.sim.pod_events import wrong_events
-from tests.sim.pod_truth import wrong_output
+from tests.sim.pod_truth import echoes, wrong_output
 from tests.sim.stays import STDERR, STDOUT, Program, Stay
 
 if TYPE_CHECKING:
@@ -39,10 +39,10 @@ async def settle(pods: Pods, runner: str) -> None:
     for stay in pods.stays:
         for fifos in stay.fifos.values():
             fifos.read_on()
-    said = _said(pods, caller)
+    said, written = _said(pods, caller), _written(pods, caller)
     late: list[str] = []
     for _ in range(round(SETTLE_S / LOOK_S)):
-        late = [*_late_output(pods, said), *_late_ends(pods, caller)]
+        late = [*_late_output(pods, said), *_late_input(pods, written), *_late_ends(pods, caller)]
         if not late:
             break
         await asyncio.sleep(LOOK_S)
@@ -74,6 +74,27 @@ def _late_output(pods: Pods, said: dict[tuple[str, int], int]) -> list[str]:
             arrived = _arrived(pods, pods.programs[process_id], stream)
             if arrived < count:
                 late.append(f"{process_id} stream {stream}: {arrived} of {count} bytes have arrived")
+    return late
+
+
+def _written(pods: Pods, caller: Caller) -> dict[tuple[str, Stay], int]:
+    """How much the callers here have written to the stdin of what lives, and still can."""
+    written = {}
+    for program in pods.programs.values():
+        stay = caller.here(program.base)
+        if program.echoes and stay is not None and program.exec_id in stay.fifos:
+            written[program.process_id, stay] = len(stay.fifos[program.exec_id].written)
+    return written
+
+
+def _late_input(pods: Pods, written: dict[tuple[str, Stay], int]) -> list[str]:
+    late = []
+    for (process_id, stay), count in written.items():
+        program, stays = pods.programs[process_id], pods.stays_of(stay.base)
+        pieces = [one.fifos[program.exec_id].data(STDOUT) for one in stays if program.exec_id in one.fifos]
+        come = echoes(program, stays, b"".join(pieces))[stay]
+        if come < count and process_id not in pods.truth.exits:
+            late.append(f"{process_id} stdin: {come} of {count} bytes have come out again")
     return late
 
 

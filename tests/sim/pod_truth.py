@@ -82,11 +82,17 @@ def _counted(data: bytes, stream: int) -> int:
 
 def _echoed(program: Program, stays: Sequence[Stay], data: bytes) -> int:
     """Of each stay's stdin a beginning, in order."""
-    at = 0
+    return sum(echoes(program, stays, data).values())
+
+
+def echoes(program: Program, stays: Sequence[Stay], data: bytes) -> dict[Stay, int]:
+    """How much of what was written to each stay's stdin has come out again."""
+    come: dict[Stay, int] = {}
     for stay in stays:
         if program.exec_id in stay.fifos:
-            at += _same(data[at:], bytes(stay.fifos[program.exec_id].written))
-    return at
+            at = sum(come.values())
+            come[stay] = _same(data[at:], bytes(stay.fifos[program.exec_id].written))
+    return come
 
 
 def _same(data: bytes, right: bytes) -> int:

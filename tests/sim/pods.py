@@ -238,19 +238,29 @@ class Caller:
     async def _patch(self, client: HostClient, session_id: str, source_id: str) -> None:
         pods = self.pods
         base = pods.base_of(source_id)
-        stay = self.here(base)
-        if stay is None or stay.session_id != session_id or stay.exits:
+        stay = self._tried(base, session_id)
+        if stay is None:
             name = f"{base}-{len(pods.stays)}"
             annotations = {SOURCE_CONTAINER_ANNOTATION: source_id}
             stay = self._stay(pods.programs[f"{base}:"], session_id, name, annotations)
         try:
             request = stay.fifos[""].bundle.create_request()
             await client.task.create(request, timeout_s=CALL_S)
+            stay.made = True
             await client.task.start(pb.StartRequest(id=stay.container_id), timeout_s=CALL_S)
         except ttrpc.ConnectionClosed:
             raise
         except ttrpc.StatusError as error:
             pods.stage.tell(f"containerd@{self.host.name}: create {stay} -> {str(error)[:140]}")
+
+    def _tried(self, base: str, session_id: str) -> Stay | None:
+        """What was made, or tried, for this session and has not ended."""
+        mine = [stay for stay in self.pods.stays_of(base) if stay.host == self.host.name]
+        stay = mine[-1] if mine else None
+        if stay is None or stay.session_id != session_id or stay.exits or (stay.gone and stay.made):
+            return None
+        stay.gone = False
+        return stay
 
     async def _bind(self, client: HostClient) -> None:
         """The exec sessions of containers that have come get their callers here."""

@@ -156,6 +156,8 @@ class Stay:
     """Exec sessions whose Start was answered here."""
     exits: dict[str, int] = field(default_factory=dict)
     """What Wait answered."""
+    made: bool = False
+    """Its Task.Create was answered."""
     gone: bool = False
     """Its shim knows nothing of it any more."""
     deleted: bool = False

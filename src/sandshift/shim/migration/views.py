@@ -33,7 +33,7 @@ async def session_status(desk: Desk, wanted: str) -> shim_pb2.SessionStatus | No
     if active is not None and wanted in ("", active.session.session_id):
         await active.session.look_at_vm()
         status = _of_active(active.session)
-        if isinstance(active, Destination):
+        if isinstance(active, Destination) and active.session.state is State.DESTINATION_IMPORTED:
             status.pending_containers.extend(active.patching.pending)
         return status
     if wanted in ("", desk.last.standing.session_id) and desk.active is None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+import ttrpc
 from sandshift.errors import Damaged, NotFound, SandshiftError
 from sandshift.sandbox.model import Container
 from sandshift.sandbox.patching import Patch
@@ -179,8 +180,11 @@ class Roster:
         task.add_done_callback(self._tasks.discard)
 
     async def _heard(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """What goes wrong is in the log and nowhere else: nobody awaits it."""
         try:
             await work
+        except ttrpc.ConnectionClosed as error:
+            log.info("%s: the connection to the agent is over: %s", name, error)
         except SandshiftError as error:
             log.warning("%s: %s", name, error)
 
