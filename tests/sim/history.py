@@ -293,7 +293,8 @@ class _Play:
         source, destination = stage.source.fleet, stage.destination.fleet
         if back:
             source, destination = destination, source
-        migration = Migration(source, destination, SANDBOX, session_id, NAMESPACE)
+        ownership = self._pods.ownership if self._pods is not None else {}
+        migration = Migration(source, destination, SANDBOX, session_id, NAMESPACE, **ownership)
         stage.tell(f"{owner} begins with {session_id}")
         try:
             result = await migrate_or_resume(migration)
@@ -383,6 +384,7 @@ class _Play:
         stage, wrong = self._stage, self._history.violations
         runners = sorted(stage.witness.running.values())
         if len(runners) == 1:
+            await self._clear_away(runners[0])
             self._check_runner(result, runners[0])
             if not wrong:
                 await self._go_on(runners[0])
@@ -399,6 +401,11 @@ class _Play:
         }:
             wrong.append(f"said {result.outcome.name}, but nobody runs the guest ({self._lost_for})")
 
+    async def _clear_away(self, runner: str) -> None:
+        """What a coordinator does not end where containerd owns the pods."""
+        if self._pods is not None and self._pods.owned:
+            await self._pods.caller_of("source" if runner == "destination" else "destination").clear_away()
+
     async def _go_on(self, runner: str) -> None:
         """What users have works on, the sandbox moves again, and works on there."""
         if self._pods is not None:
@@ -407,6 +414,7 @@ class _Play:
         if self._pods is not None and not self._history.violations:
             now = sorted(self._stage.witness.running.values())
             await settle(self._pods, now[0])
+            await self._clear_away(now[0])
             await leave(self._pods, now[0])
 
     def _check_runner(self, result: MigrationResult | None, runner: str) -> None:
@@ -425,6 +433,8 @@ class _Play:
 
     async def _move_again(self, runner: str) -> None:
         back = runner == "destination"
+        if self._pods is not None and self._pods.owned:
+            await self._pods.caller_of("source" if back else "destination").await_sandbox()
         with owned_by("coordinator-again"):
             task = asyncio.get_running_loop().create_task(
                 self._coordinate("coordinator-again", NEXT_SESSION, back=back)

@@ -27,7 +27,19 @@ def wrong_events(caller: Caller) -> list[str]:
     wrong = []
     for (container_id, exec_id), events in told.items():
         wrong += _wrong(caller, f"{container_id}{' ' + exec_id if exec_id else ''}", exec_id, events)
-    return wrong + _untold(caller, told)
+    return wrong + _untold(caller, told) + _misled(caller)
+
+
+def _misled(caller: Caller) -> list[str]:
+    """That the sandbox has moved is said once for a session."""
+    moved: set[str] = set()
+    found = []
+    for topic, event in caller.containerd.events():
+        if topic == "/sandshift/migrated":
+            if event.session_id in moved and not caller.host.kills:
+                found.append(f"containerd of {caller.host.name} was told twice that {event.session_id} has moved")
+            moved.add(event.session_id)
+    return found
 
 
 def _exec_of(event: Any) -> str:

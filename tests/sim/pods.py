@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, Final
 import ttrpc
 from sandshift.sandbox.model import SOURCE_CONTAINER_ANNOTATION
 from sandshift.vmm.fake_containers import FakeTask
+from sandshift.wire.containerd import sandbox_pb2
 from sandshift.wire.containerd import task_pb2 as pb
 from tests.shim.fake_agent import FakeGuest
-from tests.shim.house import HostClient
+from tests.shim.house import SANDBOX, HostClient
 from tests.shim.pod import Containerd, exec_request
 from tests.sim.loop import owned_by
 from tests.sim.pod_truth import Truth
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 LOOK_S: Final = 0.1
 """How often a caller looks at its shim."""
+EVENTS_S: Final = 5.0
+"""What a shim has to say is said by then, if its containerd is there."""
 CALL_S: Final = 20.0
 AGENT_LOOKS_S: Final = (0.005, 0.03, 0.1)
 """How late the agent of a fake guest answers."""
@@ -40,6 +43,8 @@ RATES: Final = ("50", "500", "5000")
 CONTAINERS_MAX: Final = 3
 EXECS_MAX: Final = 2
 KILLS: Final = 15
+OWNED_SHARE: Final = 0.5
+"""Of the pods whose destination somebody else makes and ends than the coordinator."""
 UNSHARED: Final = 0x5EED
 """Pods draw from a sequence of their own, so that a seed's faults do not depend on its pod."""
 BARE_OF: Final = 3
@@ -75,6 +80,8 @@ class Pods:
         self.truth = Truth(stage)
         self._doings = _doings(self.random, list(self.programs.values()))
         self._look_s = self.random.choice(AGENT_LOOKS_S)
+        self.owned = self.random.random() < OWNED_SHARE
+        """containerd owns the pods on both sides: it makes the one that waits, and clears away the one that is left."""
         self._way_s = self.random.choice(AGENT_WAYS_S)
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -88,6 +95,14 @@ class Pods:
 
     def execs_of(self, base: str) -> list[Program]:
         return [one for one in self.programs.values() if one.base == base and one.exec_id]
+
+    def caller_of(self, host: str) -> Caller:
+        return next(one for one in self.callers if one.host.name == host)
+
+    @property
+    def ownership(self) -> dict[str, Any]:
+        """What a coordinator is told of it."""
+        return {"destination_id": SANDBOX, "close_source": False} if self.owned else {}
 
     def wrong(self, what: str) -> None:
         if what not in self.violations:
@@ -103,6 +118,8 @@ class Pods:
         for caller in self.callers:
             await caller.open()
         await self.callers[0].make()
+        if self.owned:
+            await self.callers[1].await_sandbox()
         for caller in self.callers:
             self.spawn(caller.attend())
         for doing in self._doings:
@@ -173,11 +190,52 @@ class Caller:
             if not program.exec_id:
                 stay = self._stay(program, "", program.base, {})
                 await client.task.create(stay.fifos[""].bundle.create_request(), timeout_s=CALL_S)
+                stay.made = True
                 await client.task.start(pb.StartRequest(id=stay.container_id), timeout_s=CALL_S)
         for stay in list(self.stays):
             for program in self.pods.execs_of(stay.base):
                 await self._exec(client, stay, program)
         await client.connection.close()
+
+    async def await_sandbox(self) -> None:
+        """Make the pod that waits for one to come."""
+        await self.host.start_shim()
+        client = await self.host.client()
+        await client.await_sandbox()
+        await client.connection.close()
+
+    async def clear_away(self) -> None:
+        """The guest is not here: delete what it left, as containerd does when it has heard that all has ended."""
+        host, stage = self.host, self.pods.stage
+        if host.places.unfinished_session() or not (host.owner or host.places.run_dir.exists()):
+            return
+        try:
+            await host.start_shim()
+            client = await host.client()
+            for stay in self.stays:
+                if stay.made:
+                    await self._delete(client, stay)
+            request = sandbox_pb2.ShutdownSandboxRequest(sandbox_id=SANDBOX)
+            await client.sandbox.shutdown_sandbox(request, timeout_s=CALL_S)
+            await client.connection.close()
+        except (ttrpc.StatusError, OSError) as error:
+            self.pods.wrong(f"what the guest left on {host.name} cannot be cleared away: {error}")
+        await asyncio.sleep(EVENTS_S)
+        await host.delete_shim()
+        stage.tell(f"containerd@{host.name}: the pod is cleared away")
+
+    async def _delete(self, client: HostClient, stay: Stay) -> None:
+        for exec_id in sorted(stay.bound):
+            request = pb.WaitRequest(id=stay.container_id, exec_id=exec_id)
+            self._ended(stay, exec_id, (await client.task.wait(request, timeout_s=CALL_S)).exit_status)
+            gone = pb.DeleteRequest(id=stay.container_id, exec_id=exec_id)
+            await client.task.delete(gone, timeout_s=CALL_S)
+        ended = await client.task.wait(pb.WaitRequest(id=stay.container_id), timeout_s=CALL_S)
+        self._ended(stay, "", ended.exit_status)
+        deleted = await client.task.delete(pb.DeleteRequest(id=stay.container_id), timeout_s=CALL_S)
+        if deleted.exit_status != ended.exit_status:
+            self.pods.wrong(f"{stay} ended with {ended.exit_status} and is deleted with {deleted.exit_status}")
+        stay.gone = True
 
     def _stay(self, program: Program, session_id: str, name: str, annotations: dict[str, str]) -> Stay:
         pods = self.pods
