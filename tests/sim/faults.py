@@ -28,6 +28,10 @@ CALLS = (
     "Cleanup on the source",
     "Cleanup on the destination",
 )
+THE_STOP = "the guest stops"
+"""No call, and waited for as one: streams are frozen and handed over in what follows."""
+POD_CALLS = (*CALLS, THE_STOP, THE_STOP, THE_STOP, THE_STOP)
+STEPS_OF_THE_STOP = (15, 60, 360)
 STALLS_S = (0.05, 1.0, 6.0, 40.0)
 RESTARTS_S = (0.0, 0.01, 0.2, 3.0)
 
@@ -73,8 +77,11 @@ POD_WEIGHTS = WEIGHTS | {
     Kind.DESTINATION_SHIM: 6,
     Kind.BOTH_SHIMS: 4,
     Kind.CUT: 2,
-    Kind.CANCEL: 2,
+    Kind.CANCEL: 3,
+    Kind.REFUSE_START: 4,
+    Kind.DESTINATION_VM: 3,
 }
+"""What a pod must come through: it is often wound back, also after its streams were frozen."""
 POD_STEPS = 3
 """A pod's streams and callers take about so many times as many turns of the loop."""
 
@@ -105,18 +112,20 @@ def choose(random: Random, *, pod: bool) -> list[Fault]:
     """0 to FAULTS_MAX faults."""
     kinds = [kind for kind in Kind if pod or kind not in GUEST_EVENTS]
     weights = [(POD_WEIGHTS if pod else WEIGHTS).get(kind, 1) for kind in kinds]
-    steps = POD_STEPS if pod else 1
     return [
-        _fault(random, kind, steps)
+        _fault(random, kind, pod=pod)
         for kind in random.choices(kinds, weights, k=random.randint(0, FAULTS_MAX))
     ]
 
 
-def _fault(random: Random, kind: Kind, steps: int) -> Fault:
+def _fault(random: Random, kind: Kind, *, pod: bool) -> Fault:
+    steps = POD_STEPS if pod else 1
     at_call, at_step = "", 0
     match random.choices(("call", "step", "moment"), (3, 2, 2))[0]:
         case "call":
-            at_call, at_step = random.choice(CALLS), random.randrange(1, STEPS_OF_A_CALL * steps)
+            at_call = random.choice(POD_CALLS if pod else CALLS)
+            most = random.choice(STEPS_OF_THE_STOP) if at_call == THE_STOP else STEPS_OF_A_CALL * steps
+            at_step = random.randrange(1, most)
         case "step":
             at_step = random.randrange(1, STEPS_OF_A_MOVE * steps)
     at_s = random.uniform(0, SECONDS_OF_A_MOVE)

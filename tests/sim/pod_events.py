@@ -37,7 +37,9 @@ def _misled(caller: Caller) -> list[str]:
     for topic, event in caller.containerd.events():
         if topic == "/sandshift/migrated":
             if event.session_id in moved and not caller.host.kills:
-                found.append(f"containerd of {caller.host.name} was told twice that {event.session_id} has moved")
+                found.append(
+                    f"containerd of {caller.host.name} was told twice that {event.session_id} has moved"
+                )
             moved.add(event.session_id)
     return found
 

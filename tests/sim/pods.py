@@ -234,7 +234,9 @@ class Caller:
         self._ended(stay, "", ended.exit_status)
         deleted = await client.task.delete(pb.DeleteRequest(id=stay.container_id), timeout_s=CALL_S)
         if deleted.exit_status != ended.exit_status:
-            self.pods.wrong(f"{stay} ended with {ended.exit_status} and is deleted with {deleted.exit_status}")
+            self.pods.wrong(
+                f"{stay} ended with {ended.exit_status} and is deleted with {deleted.exit_status}"
+            )
         stay.gone = True
 
     def _stay(self, program: Program, session_id: str, name: str, annotations: dict[str, str]) -> Stay:

@@ -29,6 +29,7 @@ from sandshift.shim import sandbox as shim_sandbox
 from sandshift.shim.migration import session as shim_session
 from sandshift.vmm.fake_process import FakeProcess
 from tests.sim.channel import Wire
+from tests.sim.faults import THE_STOP
 from tests.sim.hosts import InlineDisk, SimHost, own_processes
 from tests.sim.loop import EPOCH_S, OWNER, SimLoop, owned_by
 from tests.sim.witness import Witness
@@ -74,6 +75,8 @@ class Stage:
     def saw(self, process: FakeProcess, running: bool) -> None:
         host = next(one.name for one in self.hosts if one.world.log is process._log)
         self.tell(f"{host}: the guest {'RUNS' if running else 'is stopped'}")
+        if not running:
+            self.on_call(THE_STOP)
         before = len(self.witness.violations)
         self.witness.saw(process, host, running=running)
         for violation in self.witness.violations[before:]:
