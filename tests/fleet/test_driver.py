@@ -90,7 +90,7 @@ async def test_whatever_call_fails_before_the_resume_the_guest_runs_on_the_sourc
     world: World, call: str, failure: ttrpc.StatusError
 ) -> None:
     await world.run_sandbox()
-    world.fail(call, failure, failure)  # PrepareSandbox may be asked twice
+    world.fail(call, failure)
     result = await migrate(world.migration())
     assert result.outcome in (Outcome.UNDONE, Outcome.REFUSED)
     assert result.failed_call.replace(" on the ", " ") == " ".join(reversed(call.split()))

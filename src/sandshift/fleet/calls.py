@@ -206,17 +206,14 @@ class Calls:
         """
         bound_s = self._migration.containers_wait_s
         deadline_s = time.monotonic() + bound_s
-        complete = False
         while True:
+            # Looked at before: the last one may be created between the refusal and a look after it.
+            pending = (await self.shim(step.side).status()).session.pending_containers
             try:
                 return await self._say(step)
             except IllegalMove as error:
-                pending = (await self.shim(step.side).status()).session.pending_containers
-                if complete or self._turned_back.is_set():
+                if not pending or self._turned_back.is_set():
                     raise
-                if not pending:
-                    complete = True  # The last one may have been created since the refusal: asked once more.
-                    continue
                 if time.monotonic() >= deadline_s:
                     raise IllegalMove(
                         f"containers {', '.join(pending)} of the source were not created on host "
