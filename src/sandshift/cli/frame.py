@@ -132,7 +132,12 @@ def told(frame: Frame) -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(EXIT_FAILED) from None
     except OSError as error:
-        fail(frame, Rejected(f"{error.filename or 'the system'}: {error.strerror or error}"), cause=error)
+        fail(frame, of_the_system(error), cause=error)
+
+
+def of_the_system(error: OSError) -> Rejected:
+    """An error of the system's, such as a full disk, as ours: with the file that it is about."""
+    return Rejected(f"{error.filename or 'the system'}: {error.strerror or error}")
 
 
 def fail(frame: Frame, error: SandshiftError, *, cause: BaseException | None = None) -> NoReturn:

@@ -21,7 +21,7 @@ class FiniteRange(click.FloatRange):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         number = float(super().convert(value, param, ctx))
         if not math.isfinite(number):
-            self.fail(f"{value} is no number of which there can be so much: give a finite one", param, ctx)
+            self.fail(f"{value} is not a finite number", param, ctx)
         return number
 
 

@@ -17,8 +17,8 @@ from sandshift.cli.demo.show import showing
 from sandshift.cli.demo.summary import summary
 from sandshift.cli.demo.workload import Workload
 from sandshift.cli.exits import EXIT_FAILED, EXIT_INTERRUPTED
-from sandshift.cli.frame import Frame, fail
-from sandshift.errors import Cancelled, Rejected, SandshiftError
+from sandshift.cli.frame import Frame, fail, of_the_system
+from sandshift.errors import Cancelled, SandshiftError
 from sandshift.status import status_of
 
 
@@ -94,7 +94,7 @@ def demo(
             click.echo(json.dumps(failed_figures(error)))
         fail(replace(frame, as_json=False), error)
     except OSError as problem:
-        refused = Rejected(f"{problem.filename or 'the system'}: {problem.strerror or problem}")
+        refused = of_the_system(problem)
         if as_json:
             click.echo(json.dumps(failed_figures(refused)))
         fail(replace(frame, as_json=False), refused, cause=problem)
