@@ -70,6 +70,7 @@ def test_everybody_below_is_in_it(group):
 
 async def test_removing_one_that_is_gone_is_done(tmp_path):
     await Group("gone", top=tmp_path).remove()
+    assert list(tmp_path.iterdir()) == []
 
 
 async def test_one_that_does_not_end_is_named(group, monkeypatch):

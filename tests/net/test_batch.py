@@ -47,8 +47,9 @@ async def test_a_tap_is_there_with_its_header_owner_and_bridge_and_goes_without_
 
 
 async def test_removing_what_is_gone_or_in_a_namespace_that_is_gone_is_no_error(namespace):
-    plan = net.plan_taps([net.Tap("ss0")])
+    plan, before = net.plan_taps([net.Tap("ss0")]), set(links(namespace))
     await net.remove(plan, network_namespace=namespace)
+    assert set(links(namespace)) == before
     await net.remove(plan, network_namespace="sstest-nowhere")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import pytest
 from sandshift.errors import Rejected
 from sandshift.session.statement import frame
 from sandshift.shim.handed_socket import copy_descriptor, facts_of
-from sandshift.shim.migration.channel import Channel, peer_of
+from sandshift.shim.migration.channel import UNSENT_BYTES_MAX, Channel, peer_of
 from sandshift.shim.migration.destination import received_bytes
 from sandshift.shim.migration.restoring import find_socket
 
@@ -84,13 +85,38 @@ async def test_the_end_of_the_peer_is_told_once(pair: tuple[Channel, socket.sock
 async def test_a_peer_that_reads_late_gets_all_of_it(pair: tuple[Channel, socket.socket]) -> None:
     channel, other = pair
     Ear(channel)
-    for _ in range(20):
-        channel.send(b"x" * 60_000)
-    wanted, got = 20 * len(frame(b"x" * 60_000)), 0
+    sent = [bytes([number]) * 60_000 for number in range(UNSENT_BYTES_MAX // 60_000)]
+    for one in sent:
+        channel.send(one)
+    wanted, got = b"".join(map(frame, sent)), bytearray()
+    assert channel._unsent, "more than the kernel holds"
     other.setblocking(False)
-    async with asyncio.timeout(5):
-        while got < wanted - (1 << 20):
-            got += len(await asyncio.get_running_loop().sock_recv(other, 1 << 16))
+    async with asyncio.timeout(20):
+        while len(got) < len(wanted):
+            got += await asyncio.get_running_loop().sock_recv(other, 1 << 16)
+    assert got == wanted
+    channel.close()
+
+
+async def test_frames_for_a_peer_that_never_reads_are_dropped_whole(
+    pair: tuple[Channel, socket.socket],
+) -> None:
+    channel, other = pair
+    Ear(channel)
+    for _ in range(3 * UNSENT_BYTES_MAX // 60_000):
+        channel.send(b"x" * 60_000)
+    assert UNSENT_BYTES_MAX < len(channel._unsent) <= UNSENT_BYTES_MAX + len(frame(b"x" * 60_000))
+    left, got = len(channel._unsent), bytearray()
+    other.setblocking(False)
+    async with asyncio.timeout(20):
+        while left or channel._unsent:
+            got += await asyncio.get_running_loop().sock_recv(other, 1 << 16)
+            left = len(channel._unsent)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            got += other.recv(1 << 16)
+    one = frame(b"x" * 60_000)
+    assert got == one * (len(got) // len(one))
     channel.close()
 
 

@@ -97,5 +97,7 @@ async def test_a_shim_that_ends_sends_what_it_has_for_a_bounded_time(tmp_path: P
 
 async def test_without_an_address_nothing_is_published():
     publisher = Publisher("", "default")
+    before = asyncio.all_tasks()
     publisher.publish("/tasks/start", start_of(1))
-    await publisher.close()
+    assert asyncio.all_tasks() == before, "nobody sends"
+    await asyncio.wait_for(publisher.close(), 2)

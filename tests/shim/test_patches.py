@@ -139,12 +139,16 @@ async def test_the_disks_of_a_container_are_those_of_this_host_by_their_content(
     layered: TwoHosts, tmp_path: Path
 ) -> None:
     assert await desk(layered.destination).create_task(create(tmp_path, "web")) == 7
-    request = m.PrepareSandboxRequest(session_id=layered.session)
-    await layered.d.migration.prepare_sandbox(request)
+    await layered.d.migration.prepare_sandbox(m.PrepareSandboxRequest(session_id=layered.session))
+    assert disk1_of(layered) == "/elsewhere/web"
+
+
+def disk1_of(layered: TwoHosts) -> str:
+    """The file behind the layer in the VM that waits at the destination."""
     assert layered.destination.server is not None
     spec = layered.destination.server.sandbox.spec
     assert spec is not None
-    assert {disk.device_id: str(disk.path) for disk in spec.disks}["disk1"] == "/elsewhere/web"
+    return next(str(disk.path) for disk in spec.disks if disk.device_id == "disk1")
 
 
 async def test_a_layer_of_other_content_is_refused_with_both_digests(
@@ -164,6 +168,7 @@ async def test_disks_are_known_to_a_later_shim_too(layered: TwoHosts, tmp_path: 
     await layered.d.connection.close()
     layered.d = await layered.destination.client()
     await layered.d.migration.prepare_sandbox(m.PrepareSandboxRequest(session_id=layered.session))
+    assert disk1_of(layered) == "/elsewhere/web"
 
 
 async def test_a_vm_that_could_not_be_made_is_made_with_its_disks_the_next_time(
