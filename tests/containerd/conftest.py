@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import pytest
 from sandshift.config import Config
 from sandshift.image import build
 from tests.containerd.cri import Cri
-from tests.containerd.daemon import INSTALLED, Containerd, containerd, short_folder
+from tests.containerd.daemon import INSTALLED, VERSIONS, Containerd, containerd, short_folder
 from tests.containerd.hosts import ADDRESS, Host, open_host
 from tests.containerd.network import Hosts, point_to_point, two_hosts
 from tests.needs import needs_root
@@ -28,20 +29,33 @@ def needs() -> None:
     build.build(Path(Config().places.cache_dir))
 
 
-@pytest.fixture(scope="module")
-def pods() -> Iterator[Containerd]:
-    """2.1 or newer, a host of its own whose pods are on cables of theirs."""
-    namespace = f"ctd-{os.getpid()}"
+def needs_kind(kind: str) -> None:
+    """Skips what cannot be had on this distribution."""
+    if kind in VERSIONS and not (INSTALLED / kind).exists():
+        pytest.skip(f"optional: this distribution's archive has no containerd {VERSIONS[kind]}")
+
+
+@contextlib.contextmanager
+def cabled_host(kind: str) -> Iterator[Containerd]:
+    """A containerd of this kind on a host of its own, whose pods are on cables of theirs."""
+    namespace = f"ctd-{kind}{os.getpid()}"
     subprocess.run(["ip", "netns", "add", namespace], check=True)
     subprocess.run(["ip", "-n", namespace, "link", "set", "lo", "up"], check=True)
     try:
         with (
             short_folder() as folder,
-            containerd("new", folder, network_namespace=namespace, cni=point_to_point(folder)) as daemon,
+            containerd(kind, folder, network_namespace=namespace, cni=point_to_point(folder)) as daemon,
         ):
             yield daemon
     finally:
         subprocess.run(["ip", "netns", "delete", namespace], check=False)
+
+
+@pytest.fixture(scope="module")
+def pods() -> Iterator[Containerd]:
+    """2.1 or newer."""
+    with cabled_host("new") as daemon:
+        yield daemon
 
 
 @pytest.fixture

@@ -75,6 +75,9 @@ disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.internal.v1.
     conf_dir = "{folder}/cni"
 """
 KINDS: Final = ("old", "middle", "new")
+VERSIONS: Final = {"old": "1.6", "middle": "1.7"}
+"""Of those that not every distribution's archive has: Debian 12's has both, Debian 13's no 1.6, Ubuntu's neither. Where it has
+them, ./run setup containerd fetches them or fails."""
 SANDSHIFT: Final = """
 [host]
 name = "{name}"

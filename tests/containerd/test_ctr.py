@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.containerd.conftest import needs_kind
 from tests.containerd.cri import IMAGE
 from tests.containerd.daemon import (
-    INSTALLED,
     KINDS,
     RUNTIME,
     Containerd,
@@ -27,8 +27,7 @@ pytestmark = [pytest.mark.containerd, pytest.mark.vm, pytest.mark.timeout(300), 
 
 @pytest.fixture(scope="module", params=KINDS)
 def daemon(request: pytest.FixtureRequest) -> Iterator[Containerd]:
-    if not (INSTALLED / request.param).exists():
-        pytest.skip(f"optional: this distribution has no {request.param} containerd")
+    needs_kind(request.param)
     with short_folder() as folder, containerd(request.param, folder) as made:
         yield made
 

@@ -6,9 +6,16 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.containerd.conftest import short_folder
+from tests.containerd.conftest import needs_kind
 from tests.containerd.cri import IMAGE
-from tests.containerd.daemon import INSTALLED, KINDS, RUNTIME, Containerd, containerd, eventually
+from tests.containerd.daemon import (
+    KINDS,
+    RUNTIME,
+    Containerd,
+    containerd,
+    eventually,
+    short_folder,
+)
 from tests.needs import needs_root
 
 pytestmark = [pytest.mark.containerd, pytest.mark.vm, pytest.mark.timeout(300), needs_root]
@@ -18,8 +25,7 @@ BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 @pytest.fixture(params=KINDS)
 def daemon(request: pytest.FixtureRequest) -> Iterator[Containerd]:
-    if not (INSTALLED / request.param).exists():
-        pytest.skip(f"optional: this distribution has no {request.param} containerd")
+    needs_kind(request.param)
     with short_folder() as folder, containerd(request.param, folder) as made:
         yield made
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 from collections.abc import Iterator
 
 import grpc
 import pytest
 
-from tests.containerd.conftest import short_folder
+from tests.containerd.conftest import cabled_host, needs_kind
 from tests.containerd.cri import Cri, pod_config
-from tests.containerd.daemon import INSTALLED, Containerd, containerd, eventually
-from tests.containerd.network import point_to_point
+from tests.containerd.daemon import Containerd, eventually
 from tests.containerd.pod import NOT_READY, READY, RUNNING, Pod
 from tests.needs import needs_root
 
@@ -26,21 +23,9 @@ BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 @pytest.fixture(params=["old", "middle"])
 def daemon(request: pytest.FixtureRequest) -> Iterator[Containerd]:
-    if not (INSTALLED / request.param).exists():
-        pytest.skip(f"optional: this distribution has no {request.param} containerd")
-    namespace = f"ctd-{request.param}{os.getpid()}"
-    subprocess.run(["ip", "netns", "add", namespace], check=True)
-    subprocess.run(["ip", "-n", namespace, "link", "set", "lo", "up"], check=True)
-    try:
-        with (
-            short_folder() as folder,
-            containerd(
-                request.param, folder, network_namespace=namespace, cni=point_to_point(folder)
-            ) as made,
-        ):
-            yield made
-    finally:
-        subprocess.run(["ip", "netns", "delete", namespace], check=False)
+    needs_kind(request.param)
+    with cabled_host(request.param) as made:
+        yield made
 
 
 @pytest.fixture
