@@ -61,9 +61,8 @@ def _endless() -> o.InitializeOptions:
 
 async def _guest_ends(scene: Scene, does: GuestDoes) -> None:
     await scene.target.guest(does)
-    scene.options = (
-        _endless()
-    )  # Else what passes before the guest has ended may be all of it, and it stands still.
+    # Else what passes before the guest has ended may be all of it, and it stands still.
+    scene.options = _endless()
     await scene.connected(flowing=False)
     calling = scene.begin(scene.src.transfer(scene.session, within_s=ENDED_S))
     await scene.drip_until_transferring(Side.DESTINATION)

@@ -104,9 +104,8 @@ class Shim:
         try:
             await asyncio.wait([first], timeout=LISTEN_S)
             if not first.done():
-                await (
-                    self.state()
-                )  # Asked later: a refusal has come before this is answered, however slow the machine.
+                # Asked later: a refusal has come before this is answered, however slow the machine.
+                await self.state()
             return first.result() if first.done() else Answer(OK)
         finally:
             first.cancel()
