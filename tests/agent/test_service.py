@@ -9,7 +9,8 @@ import struct
 
 import pytest
 
-from sandshift.agent.output import STREAM_BYTES_MAX
+from sandshift.agent.output import STREAM_BYTES_MAX, STREAM_BYTES_MIN
+from sandshift.agent.streams import READ_BYTES
 from sandshift.errors import AlreadyThere, IllegalMove, NotFound, Rejected
 from sandshift.guest.client import Guest
 from sandshift.sandbox.model import NetworkCard
@@ -261,19 +262,24 @@ async def test_power_off_answers_first(house, guest):
 
 
 async def test_a_stream_that_others_left_no_room_goes_on_when_theirs_is_taken(house, guest):
-    house.table.room.bytes_max = 300 << 10
+    house.table.room.bytes_max = 400 << 10
     await guest.start_process("greedy", ["head", "-c", "1000000", "/dev/zero"])
     greedy = house.table.output("greedy", 1).buffer
-    while not greedy.is_full:
-        await asyncio.sleep(0.005)
-    await guest.start_process("small", ["head", "-c", "300000", "/dev/zero"])
+    async with asyncio.timeout(20):
+        while not greedy.is_full:
+            await asyncio.sleep(0.005)
+    await guest.start_process("small", ["head", "-c", "1000000", "/dev/zero"])
     small = house.table.output("small", 1).buffer
-    while not small.is_full:
-        await asyncio.sleep(0.005)
-    assert small.end <= 300_000  # All of it only if a short read came before a long one.
+    async with asyncio.timeout(20):
+        while not small.is_full:
+            await asyncio.sleep(0.005)
+    # Its share and one read at most, however its reads came: less than the bound, so that there is room once theirs is taken.
+    stopped_at = small.end
+    assert stopped_at < STREAM_BYTES_MIN + READ_BYTES
     assert len(await output_of(guest, "greedy")) == 1_000_000
-    while small.end < 300_000:
-        await asyncio.sleep(0.005)
-    assert len(await output_of(guest, "small")) == 300_000
+    async with asyncio.timeout(20):
+        while small.end == stopped_at:
+            await asyncio.sleep(0.005)
+    assert len(await output_of(guest, "small")) == 1_000_000
     assert house.table.room.used_bytes == 0
     assert not house.table.room.waiting
