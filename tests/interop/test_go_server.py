@@ -204,9 +204,8 @@ async def test_closing_the_connection_cancels_gos_handlers(
         stream = other.server_stream(echo.FOREVER, Empty())
         await anext(stream)
         call = asyncio.create_task(other.unary(echo.SLEEP, Int64Value(value=60_000)))
-        await asyncio.create_task(
-            still_here(other)
-        )  # Go reads in order: it has the call before it answers this.
+        # Sent after the call, as a task of its own; Go reads in order, so it has the call before it answers this.
+        await asyncio.create_task(still_here(other))
     with pytest.raises(ttrpc.ConnectionClosed):
         await call
     async with asyncio.timeout(5):
