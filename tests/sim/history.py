@@ -21,7 +21,7 @@ from sandshift.wire.migration import messages_pb2 as m
 from tests.shim.house import NAMESPACE, SANDBOX
 from tests.sim.faults import Fault, Kind, choose
 from tests.sim.hosts import SimHost
-from tests.sim.loop import EPOCH_S, SimLoop, Stuck, owned_by
+from tests.sim.loop import EPOCH_S, SimLoop, Stuck, collect_quietly, owned_by
 from tests.sim.pod_end import leave, look_back, settle
 from tests.sim.pods import Pods, has_pod
 from tests.sim.stage import Handle, Stage, clear
@@ -68,6 +68,20 @@ def run(seed: int, *, protocol: Handle = handle) -> History:
         seed: chooses all that there is to choose.
         protocol: what decides instead of `session.right.handle`: with a guard dropped, to see that it is noticed.
     """
+    gc_was_on = gc.isenabled()
+    if not gc.get_freeze_count():
+        gc.collect()
+        gc.freeze()  # what was there before is not looked through after every history
+    gc.disable()  # what it collects and when would be chance
+    try:
+        return _played(seed, protocol)
+    finally:
+        collect_quietly()  # what only this history held
+        if gc_was_on:
+            gc.enable()
+
+
+def _played(seed: int, protocol: Handle) -> History:
     random = Random(seed)
     history = History(seed, choose(random, pod=has_pod(seed)))
     folder = Path(tempfile.mkdtemp(prefix="sim-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
@@ -75,11 +89,6 @@ def run(seed: int, *, protocol: Handle = handle) -> History:
     loop.set_exception_handler(lambda _loop, _context: None)
     stage = Stage(folder, random, loop, protocol)
     pods = Pods(stage, seed) if has_pod(seed) else None
-    gc_was_on = gc.isenabled()
-    if not gc.get_freeze_count():
-        gc.collect()
-        gc.freeze()  # what was there before is not looked through after every history
-    gc.disable()  # what it collects and when would be chance
     try:
         if pods is not None:
             stage.replacements_more = pods.replacements()
@@ -104,8 +113,6 @@ def run(seed: int, *, protocol: Handle = handle) -> History:
                 asyncio.set_event_loop(None)
     finally:
         clear(folder)
-        if gc_was_on:
-            gc.enable()
     return history
 
 

@@ -157,22 +157,24 @@ class SimLoop(asyncio.SelectorEventLoop):
                 task._log_destroy_pending = False  # type: ignore[attr-defined]
         self._tasks_held.clear()
         asyncio._set_running_loop(self)  # what is in those blocks may ask for it
-        hook, sys.unraisablehook = (
-            sys.unraisablehook,
-            lambda _what: None,
-        )  # a `finally` that waits is no news here
-        logging.disable()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            gc.collect()
-        logging.disable(logging.NOTSET)
-        sys.unraisablehook = hook
+        collect_quietly()
         asyncio._set_running_loop(None)
         self._ready.clear()  # type: ignore[attr-defined]
         self.close()
 
     def is_dead(self, owner: str) -> bool:
         return owner in self._dead
+
+
+def collect_quietly() -> None:
+    """Let go of what was killed: its `finally` blocks run now, and what they say is no news."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _what: None
+    logging.disable()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        gc.collect()
+    logging.disable(logging.NOTSET)
+    sys.unraisablehook = hook
 
 
 def hang_up(descriptor: int) -> None:

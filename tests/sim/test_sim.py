@@ -24,7 +24,7 @@ from tests.sim.pods import has_pod
 
 HISTORIES = 45
 FIRST_SEED = 1_000
-TWO_RUNNERS_SEED = 170
+TWO_RUNNERS_SEED = 147
 """A history in which the source is asked to run again after it has released the right."""
 
 

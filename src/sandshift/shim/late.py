@@ -48,13 +48,15 @@ def load_rest() -> None:
     missing = [name for name in REST if name not in sys.modules]
     if not missing:
         return
+    collects = gc.isenabled()
     gc.disable()
     try:
         for name in missing:
             importlib.import_module(name)
     finally:
         gc.freeze()
-        gc.enable()
+        if collects:
+            gc.enable()
 
 
 def register_late(

@@ -164,7 +164,6 @@ class ShimServer:
             loop.add_signal_handler(number, self.shut_down.set)
         await self.restore()
         serving = asyncio.create_task(self.server.serve(listener), name="serve")
-        settle()
         nothing_left = await self._until_shut_down(headless=headless)
         await self.server.shutdown(grace_s=DRAIN_S)
         serving.cancel()
@@ -195,7 +194,10 @@ def serve_from_start(arguments: Arguments, descriptor: int) -> None:
 
 
 def settle() -> None:
-    """All that was loaded stays: the collector, which the start did without, need not look at it again."""
+    """All that was loaded stays: the collector, which the start did without, need not look at it again.
+
+    The program's own: a process that has many shims, as tests do, would keep all that was theirs for ever.
+    """
     gc.freeze()
     gc.enable()
 
@@ -232,6 +234,7 @@ async def _serve(arguments: Arguments, config: Config, places: Places, listener:
     parts = cast("Parts", LateParts(load_parts))
     events = Publisher(events_address(places), arguments.namespace)
     server = ShimServer(config, places, parts, arguments.namespace, arguments.id, events)
+    settle()
     nothing_left = await server.run(listener, headless=arguments.headless)
     if nothing_left:
         log.info("the session is over and nothing of sandbox %s is here: this shim ends itself", arguments.id)
