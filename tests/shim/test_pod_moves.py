@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 
 import ttrpc
+from sandshift.errors import Unavailable
 from sandshift.sandbox.model import SOURCE_CONTAINER_ANNOTATION
+from sandshift.shim.sandbox import EXIT_KILLED
 from sandshift.wire.containerd import task_pb2 as pb
 from sandshift.wire.containerd import task_types_pb2
 from sandshift.wire.migration import messages_pb2 as m
-from tests.shim.house import HostClient, TwoHosts, two_hosts
+from tests.shim.house import FakeHost, HostClient, TwoHosts, two_hosts
 from tests.shim.pod import Bundle, Containerd, bundles, exec_request, lines, run
 
 RESUME, STOP = m.FINALIZE_ACTION_RESUME, m.FINALIZE_ACTION_STOP
@@ -208,6 +210,73 @@ async def test_the_end_of_an_exec_session_that_has_come_is_told_once_it_has_its_
     await destination.until("/tasks/exit")
     assert destination.topics == ["/tasks/create", "/tasks/exec-added", "/tasks/exit"]
     assert destination.events()[-1][1].id == "e1"
+
+
+async def test_a_vm_that_dies_while_an_exec_session_gets_its_caller_is_told_of_after_the_session(
+    hosts: TwoHosts,
+    make: Make,
+    make_here: Make,
+    containerds: dict[str, Containerd],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    there, here = make("web", ["wait"]), make_here("web")
+    await run(hosts.s.task, there)
+    await hosts.s.task.exec(exec_request(there, "e1", ["wait"]))
+    await hosts.s.task.start(pb.StartRequest(id="web", exec_id="e1"))
+    await come(hosts, here)
+    await finish(hosts)
+    assert hosts.destination.server is not None
+    sandbox = hosts.destination.server.sandbox
+    save = sandbox.containers.save
+
+    async def after_the_end() -> None:
+        monkeypatch.undo()
+        await sandbox.end(EXIT_KILLED)
+        await save()
+
+    monkeypatch.setattr(sandbox.containers, "save", after_the_end)
+    await hosts.d.task.exec(exec_request(here, "e1", ["wait"]))
+    ended = await hosts.d.task.wait(pb.WaitRequest(id="web-moved", exec_id="e1"), timeout_s=5)
+    assert ended.exit_status == EXIT_KILLED
+    destination = containerds["destination"]
+    await destination.until("/tasks/exit", 2)
+    topics = [
+        topic
+        for topic, event in destination.events()
+        if "e1" in (getattr(event, "exec_id", ""), getattr(event, "id", ""))
+    ]
+    assert topics == ["/tasks/exec-added", "/tasks/exit"]
+
+
+async def test_an_exec_session_that_could_not_be_written_down_can_be_added_or_bound_again(
+    hosts: TwoHosts, make: Make, make_here: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there, here, out = make("web", ["wait"]), make_here("web"), make_here("exec")
+    await run(hosts.s.task, there)
+
+    def full_once(host: FakeHost) -> None:
+        assert host.server is not None
+
+        async def full() -> None:
+            monkeypatch.undo()
+            raise Unavailable("No space left on device")
+
+        monkeypatch.setattr(host.server.sandbox.containers, "save", full)
+
+    full_once(hosts.source)
+    with pytest.raises(ttrpc.StatusError, match="No space left"):
+        await hosts.s.task.exec(exec_request(there, "e1", ["say", "hi"]))
+    await hosts.s.task.exec(exec_request(there, "e1", ["flood"]))
+    await hosts.s.task.start(pb.StartRequest(id="web", exec_id="e1"))
+    await come(hosts, here)
+    await finish(hosts)
+    full_once(hosts.destination)
+    again = exec_request(here, "e1", ["flood"], stdout=out.stdout.path)
+    with pytest.raises(ttrpc.StatusError, match="No space left"):
+        await hosts.d.task.exec(again)
+    await hosts.d.task.exec(again)
+    await hosts.d.task.start(pb.StartRequest(id="web-moved", exec_id="e1"))
+    assert await out.stdout.until(MANY)
 
 
 async def test_what_an_exec_session_said_is_had_although_its_container_ends_before_it_is_bound(

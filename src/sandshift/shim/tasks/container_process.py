@@ -84,9 +84,10 @@ class ContainerProcess:
         self.record = record
         self.process_id = agent_id(guest_id, record.exec_id)
         self.exit: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
-        self.may_end = asyncio.Event()
-        """Cleared while Start is under way: nobody hears of the end before the start was told."""
-        self.may_end.set()
+        self._may_end = asyncio.Event()
+        """Cleared while its caller has not heard of it yet: see `introducing`."""
+        self._may_end.set()
+        self._end_is_untold = False
         self._offsets = Offsets(folder, self.process_id)
         if fresh:
             self._offsets.clear()
@@ -202,7 +203,7 @@ class ContainerProcess:
                 code, exited_at_ns = await guest.wait_process(self.process_id)
             except NotFound:
                 code, exited_at_ns = EXIT_UNKNOWN, time.time_ns()
-            await self.may_end.wait()
+            await self._may_end.wait()
             self.end(Exit(code, exited_at_ns))
 
         await until_done(f"the exit of {self.process_id}", wait, progress=lambda: 0)
@@ -216,7 +217,20 @@ class ContainerProcess:
             self._input.close()
             self._input = None
         self.exit.set_result(exit_)
-        self._on_exit(self)
+        if self._may_end.is_set():
+            self._on_exit(self)
+        else:
+            self._end_is_untold = True
+
+    def introducing(self) -> None:
+        """It is about to be told of: an end that comes meanwhile, the VM's too, is not told before `introduced`."""
+        self._may_end.clear()
+
+    def introduced(self) -> None:
+        self._may_end.set()
+        if self._end_is_untold:
+            self._end_is_untold = False
+            self._on_exit(self)
 
     async def drain(self) -> None:
         """The process has ended: wait until its output is through, for DRAIN_S at most, if there is somebody to take it."""

@@ -182,13 +182,13 @@ class Containers(Roster):
                 raise IllegalMove(
                     f"{_named(container, exec_id)} is {container.standing(process).name.lower()}: it was started before"
                 )
-            process.may_end.clear()
+            process.introducing()
             try:
                 await self._start(container, process)
                 tell.started(self._sandbox.events, container, process)
             finally:
                 # After the answer: nobody hears of the end first.
-                asyncio.get_running_loop().call_soon(process.may_end.set)
+                asyncio.get_running_loop().call_soon(process.introduced)
         return process.record.pid
 
     async def _start(self, container: LiveContainer, process: ContainerProcess) -> None:
@@ -237,17 +237,26 @@ class Containers(Roster):
                     f"container {container_id} is {container.standing(container.init).name.lower()}: exec needs a "
                     "running one"
                 )
+            came = container.awaits(exec_id)
             container.add_exec(exec_id, fitted, stdio)
             process = container.process(exec_id)
-            ended_unbound = process.exited
-            process.may_end.clear()
+            ended_before = process.exited
+            process.introducing()
             try:
                 await self.save()
+            except BaseException:
+                if came:
+                    process.record.bound = False
+                else:
+                    container.drop_exec(exec_id)
+                    await process.forget()
+                raise
+            else:
                 tell.exec_added(self._sandbox.events, container, exec_id)
-                if ended_unbound:
+                if ended_before:
                     tell.exited(self._sandbox.events, container, process)
             finally:
-                process.may_end.set()
+                process.introduced()
 
     async def kill(self, container_id: str, exec_id: str, number: int, *, everything: bool) -> None:
         """Send a signal. Raises NotFound for what has ended, as containerd expects of a shim."""
