@@ -157,5 +157,7 @@ async def test_a_demo_that_is_interrupted_in_the_middle_leaves_nothing(number):
     stdout, stderr = await asyncio.wait_for(process.communicate(), 60)
     assert process.returncode == 130
     assert b"interrupted" in stderr
-    assert stdout == b""
+    document = json.loads(stdout)
+    assert (document["ok"], document["code"]) == (False, "CANCELLED")
+    assert "interrupted" in document["failure"]
     assert left_of_demos() <= before
