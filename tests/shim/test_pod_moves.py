@@ -174,6 +174,20 @@ async def test_the_sources_tasks_exit_with_255_and_the_event_says_where_to(
     assert (gone.pid, gone.exit_status) == (pid, 255)
 
 
+async def test_a_vm_that_dies_as_its_session_ends_it_has_moved_once(
+    hosts: TwoHosts, make: Make, make_here: Make, containerds: dict[str, Containerd]
+) -> None:
+    await run(hosts.s.task, make("web", ["wait"]))
+    await come(hosts, make_here("web"))
+    await finish(hosts)
+    assert hosts.destination.server is not None
+    sandbox = hosts.destination.server.sandbox
+    await asyncio.gather(*(sandbox.end(255, moved_to="session later, there") for _ in range(2)))
+    await hosts.d.task.wait(pb.WaitRequest(id="web-moved"), timeout_s=5)
+    await containerds["destination"].until("/tasks/exit")
+    assert containerds["destination"].topics.count("/sandshift/migrated") == 1
+
+
 async def test_an_exec_session_goes_on_and_is_bound_by_its_id(
     hosts: TwoHosts, make: Make, make_here: Make
 ) -> None:

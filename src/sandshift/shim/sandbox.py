@@ -106,6 +106,7 @@ class LiveSandbox:
         """A session's, while one is open: then the protocol says what a dead VM means."""
         self._task_watch: asyncio.Task[None] | None = None
         self._starting = asyncio.Lock()
+        self._ending = asyncio.Lock()
 
     # What belongs to a sandbox, loaded when there is one: see late.py
 
@@ -277,8 +278,11 @@ class LiveSandbox:
 
     async def end(self, exit_code: int, *, moved_to: str = "") -> None:
         """The sandbox is over on this host; `moved_to` says where it went, if it did. Idempotent."""
-        if self.life is Life.STOPPED:
-            return
+        async with self._ending:  # A session may end it in the moment in which its VM dies.
+            if self.life is not Life.STOPPED:
+                await self._end(exit_code, moved_to)
+
+    async def _end(self, exit_code: int, moved_to: str) -> None:
         self.end_expected = True
         self.moved_to = moved_to
         await self._tear_down()
