@@ -439,6 +439,7 @@ class _Play:
             wrong.append(f"the session is still open on {winner.name}")
 
     async def _move_again(self, runner: str) -> None:
+        await self._until_quiet()  # A fault that came only now may have called further coordinators.
         back = runner == "destination"
         if self._pods is not None and self._pods.owned:
             await self._pods.caller_of("source" if back else "destination").await_sandbox()
