@@ -166,7 +166,7 @@ async def test_containers_go_on_after_a_move_with_their_output_terminals_and_exi
         session = await before.exec(
             "idle", "e", "sh", "-c", "echo up; read x; echo $x; exit 4", terminal=True
         )
-        await until_said(before, session, "up")
+        await until_said(before, session, "up\r\n")
         await before.guest.containers.pause("idle")
         await before.create("waits", sh("echo late"))
         first = Sink()

@@ -286,7 +286,7 @@ async def test_stdin_goes_in_and_its_end_too(ward):
 
 async def test_a_terminal_is_one_and_takes_a_size(ward):
     await ward.run("c", sh("tty; read x; stty size; echo got $x"), terminal=True, stdin=True)
-    await until_said(ward, "c:", "/dev/pts/0")
+    await until_said(ward, "c:", "/dev/pts/0\r\n")
     await ward.guest.resize_terminal("c:", columns=123, rows=45)
     await ward.guest.write_input("c:", 0, b"word\n")
     said = (await ward.output("c:")).splitlines()
@@ -309,9 +309,9 @@ async def test_exec_sessions_have_their_own_user_environment_terminal_and_exit(w
     )
     assert await ward.output(session) == "7\n1\n/tmp\n"
     assert (await ward.guest.wait_process(session)).code == 5
-    session = await ward.exec("c", "e2", "sh", "-c", "tty; stty size; read x", terminal=True, stdin=True)
+    session = await ward.exec("c", "e2", "sh", "-c", "tty; echo up; read x", terminal=True, stdin=True)
     assert {one.process_id for one in await ward.guest.containers.pids("c")} >= {"c:", "c:e2"}
-    await until_said(ward, session, "/dev/pts/")
+    await until_said(ward, session, "up\r\n")
     await ward.guest.write_input(session, 0, b"\n")
     assert (await ward.output(session)).startswith("/dev/pts/")
     with pytest.raises(NotFound, match='process c:e3 cannot be started: exec: "nosuch"'):

@@ -193,7 +193,10 @@ async def test_exec_sessions_terminals_input_and_exits_move_too(
     async with pair(lab) as hosts:
         source, destination = tasks(hosts)
         shell = make(
-            "shell", "stty -echo; while read word; do echo got $word; done", terminal=True, stdin=True
+            "shell",
+            "stty -echo; echo up; while read word; do echo got $word; done",
+            terminal=True,
+            stdin=True,
         )
         await run(source, shell)
         await source.resize_pty(pb.ResizePtyRequest(id="shell", width=90, height=33), timeout_s=10)
@@ -201,9 +204,10 @@ async def test_exec_sessions_terminals_input_and_exits_move_too(
         pid = (await source.start(pb.StartRequest(id="shell", exec_id="e1"), timeout_s=20)).pid
         brief = make("brief", "read word; exit 42", stdin=True)
         await run(source, brief)
+        await shell.stdout.until(4)
         writer = os.open(shell.paths["stdin"], os.O_WRONLY)
         os.write(writer, b"one\n")
-        await shell.stdout.until(9)
+        await shell.stdout.until(13)
         here, brief_here = make_here("shell", terminal=True, stdin=True), make_here("brief", stdin=True)
         await move(hosts, here, brief_here)
         os.close(writer)
@@ -212,7 +216,7 @@ async def test_exec_sessions_terminals_input_and_exits_move_too(
         writer = os.open(here.paths["stdin"], os.O_WRONLY)
         os.write(writer, b"two\n")
         assert (await here.stdout.until(9)).replace(b"\r", b"") == b"got two\n"
-        assert bytes(shell.stdout.data).replace(b"\r", b"") == b"got one\n"
+        assert bytes(shell.stdout.data).replace(b"\r", b"") == b"up\ngot one\n"
         os.close(writer)
         await destination.exec(
             exec_request(
