@@ -7,10 +7,11 @@ import contextlib
 import os
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from sandshift.errors import Rejected
+from sandshift.errors import Rejected, Unavailable
 from sandshift.session.statement import frame
 from sandshift.shim.handed_socket import copy_descriptor, facts_of
 from sandshift.shim.migration.channel import UNSENT_BYTES_MAX, Channel, peer_of
@@ -162,3 +163,19 @@ def test_an_unconnected_socket_says_so_and_a_closed_one_counts_no_bytes() -> Non
         assert (facts.family, facts.type, facts.connected) == (socket.AF_INET, socket.SOCK_STREAM, False)
         assert peer_of(alone.fileno()) == ""
     assert received_bytes(99999) is None
+
+
+async def test_what_is_lent_stays_the_channel_though_it_is_cut_and_its_number_given_to_another_file(
+    pair: tuple[Channel, socket.socket], tmp_path: Path
+) -> None:
+    channel, other = pair
+    number = channel.descriptor
+    with channel.lent() as lent:
+        channel.cut()
+        with (tmp_path / "another").open("wb") as another:
+            assert another.fileno() == number  # the lowest that is free
+            with socket.socket(fileno=os.dup(lent)) as held:
+                assert held.recv(1) == b""
+    assert other.recv(1) == b""
+    with pytest.raises(Unavailable, match="closed before the transfer began"), channel.lent():
+        pass

@@ -14,6 +14,7 @@ from sandshift.errors import Unavailable
 from sandshift.session.phases import Outcome
 from sandshift.session.precopy import End
 from sandshift.session.right_model import Record
+from sandshift.session.states import State
 from sandshift.shim.migration.pacing import StopSending
 from sandshift.shim.migration.source import Source
 from sandshift.vmm.machine import ChannelSecurity, MigrationStatus, TransferSettings
@@ -127,6 +128,69 @@ async def test_a_cancel_while_the_transfer_is_being_begun_leaves_no_transfer_beh
     assert told.value.code is ttrpc.Code.CANCELLED
     assert hosts.source.process.transfer_status in (MigrationStatus.NONE, MigrationStatus.CANCELLED)
     assert hosts.runners() == ["source"]
+
+
+async def test_a_destination_whose_channel_is_cut_while_its_vm_is_asked_to_receive_meets_no_defect(
+    hosts: TwoHosts, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By then the number of the channel may be another file's: the VM gets a copy that was taken before."""
+    await hosts.prepare()
+    machine = hosts.destination.server.sandbox.machine
+    assert machine is not None
+    begin = machine.migrate_in
+    beginning, go_on = asyncio.Event(), asyncio.Event()
+
+    async def begin_slowly(fd: int, security: ChannelSecurity) -> None:
+        beginning.set()
+        await go_on.wait()
+        await begin(fd, security)
+
+    machine.migrate_in = begin_slowly  # type: ignore[method-assign]
+    await hosts.connect()
+    request = m.TransferSandboxRequest(session_id=hosts.session)
+    moving = asyncio.create_task(hosts.d.migration.transfer_sandbox(request, timeout_s=10))
+    await beginning.wait()
+    session = hosts.destination.server.desk.active
+    assert session is not None
+    assert session.session.channel is not None
+    session.session.channel.cut()
+    go_on.set()
+    with pytest.raises(ttrpc.StatusError) as told:
+        await moving
+    assert told.value.code is ttrpc.Code.UNAVAILABLE
+    assert "defect" not in caplog.text
+    assert hosts.runners() == ["source"]
+
+
+async def test_a_destination_that_fails_as_transfer_is_called_answers_why_it_failed(hosts: TwoHosts) -> None:
+    await hosts.prepare()
+    server = hosts.destination.server
+    active = server.desk.active
+    machine, write = server.sandbox.machine, active.books.write_records
+    failing, go_on = asyncio.Event(), asyncio.Event()
+
+    async def refuses(_fd: int, _security: ChannelSecurity) -> None:
+        raise Unavailable("QEMU refused to receive")
+
+    async def slowly(records: list[Record]) -> None:
+        if records[-1].reason:
+            failing.set()
+            await go_on.wait()
+        await write(records)
+
+    machine.migrate_in = refuses  # type: ignore[method-assign]
+    active.books.write_records = slowly  # type: ignore[method-assign]
+    await hosts.connect()
+    await failing.wait()
+    assert active.session.state is State.SOCKET_READY
+    request = m.TransferSandboxRequest(session_id=hosts.session)
+    moving = asyncio.create_task(hosts.d.migration.transfer_sandbox(request, timeout_s=10))
+    while not active.session.transfer.started:
+        await asyncio.sleep(0)
+    go_on.set()
+    with pytest.raises(ttrpc.StatusError, match="QEMU refused to receive") as told:
+        await moving
+    assert told.value.code is ttrpc.Code.UNAVAILABLE
 
 
 async def test_a_destination_to_which_nothing_ever_comes_ends_at_its_deadline(tmp_path: Path) -> None:

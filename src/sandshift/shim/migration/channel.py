@@ -11,10 +11,10 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
-from sandshift.errors import PeerProtocolError
+from sandshift.errors import PeerProtocolError, Unavailable
 from sandshift.session.statement import FrameReader, frame
 from sandshift.shim.handed_socket import close_quietly
 
@@ -44,6 +44,23 @@ class Channel:
     @property
     def descriptor(self) -> int:
         return self._descriptor
+
+    @contextlib.contextmanager
+    def lent(self) -> Iterator[int]:
+        """A copy that stays the channel's for the block, for who waits between taking it and giving it to the VM process.
+
+        The channel may be closed meanwhile, and its number be another file's by then.
+
+        Raises:
+            Unavailable: the channel is closed.
+        """
+        if self.lost:
+            raise Unavailable("the channel was closed before the transfer began")
+        copy = os.dup(self._descriptor)
+        try:
+            yield copy
+        finally:
+            os.close(copy)
 
     @property
     def open(self) -> bool:

@@ -194,7 +194,8 @@ class Destination(SessionSide):
         try:
             if anew or (status := (await machine.migration_info()).status) is MigrationStatus.NONE:
                 security = ChannelSecurity(self.books.session_key if self.books.encrypted else b"")
-                await machine.migrate_in(self.session.channel.descriptor, security)
+                with self.session.channel.lent() as channel_fd:
+                    await machine.migrate_in(channel_fd, security)
             else:
                 await self._on_status(machine, status)
             while not self.session.transfer.done.done():

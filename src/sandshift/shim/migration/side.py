@@ -12,7 +12,7 @@ import time
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Final
 
-from sandshift.errors import SandshiftError
+from sandshift.errors import IllegalMove, SandshiftError
 from sandshift.session.descriptor import Descriptor
 from sandshift.session.descriptor import check as check_descriptor
 from sandshift.session.phases import Outcome
@@ -150,9 +150,17 @@ class SessionSide(ABC):
         if self.session.state in (State.SOURCE_EXPORTED, State.DESTINATION_PREPARED):
             await self.session.feed(Moved(Event.TRANSFER_CALLED))
         elif self.session.state is State.SOCKET_READY:
-            await self.mark_started()
+            await self._mark_called()
         self.deadline_s = deadline_s
         self.begin_transfer(socket_wait_s)
+
+    async def _mark_called(self) -> None:
+        try:
+            await self.mark_started()
+        except IllegalMove:
+            if self.session.state is not State.FAILED:
+                raise
+            # The VM gave up as the call came: how the transfer has ended is the answer.
 
     def begin_transfer(self, socket_wait_s: float) -> None:
         """Let the transfer go on in a task of its own: it belongs to no call. Later calls join it."""

@@ -114,7 +114,8 @@ class Source(SessionSide):
                 async with self._sending:
                     if self.session.state is not State.TRANSFERRING:
                         return  # Cancelled before a byte went: nothing may go now.
-                    await machine.migrate_out(self.session.channel.descriptor, security, pacer.settings)
+                    with self.session.channel.lent() as channel_fd:
+                        await machine.migrate_out(channel_fd, security, pacer.settings)
             else:
                 await self._on_status(machine, pacer, (await machine.migration_info()).status)
             while not self.session.transfer.done.done():
