@@ -13,7 +13,9 @@ from sandshift.vmm.fake_containers import FakeContainers
 from sandshift.vmm.fake_process import FakeProcess
 
 LOOK_S = 0.005
-"""How often a fake guest is looked at by who waits for it, of the loop's time."""
+"""How often a fake guest is looked at by who waits for it, of the loop's time; less and less often while nothing comes."""
+LOOK_FACTOR_MAX = 8
+"""How many times longer the longest wait between two looks is."""
 EVENTS_LOOK_S = 0.1
 
 
@@ -103,6 +105,7 @@ class FakeGuest:
     ) -> None:
         if ":" not in process_id:
             await asyncio.Event().wait()
+        factor = 1
         while True:
             await self._process.runs.wait()
             inside = self._process.look().containers
@@ -117,7 +120,8 @@ class FakeGuest:
             if taken < at + len(data) and room is not None:
                 await room()
             else:
-                await asyncio.sleep(self.look_s)
+                factor = 1 if data else min(2 * factor, LOOK_FACTOR_MAX)
+                await asyncio.sleep(factor * self.look_s)
 
     async def write_input(self, process_id: str, offset: int, data: bytes, *, eof: bool = False) -> int:
         end, taken = offset + len(data), offset
@@ -133,12 +137,14 @@ class FakeGuest:
     async def wait_process(self, process_id: str) -> GuestExit:
         if ":" not in process_id:
             await asyncio.Event().wait()
+        factor = 1
         while True:
             await self._process.runs.wait()
             task = self._process.look().containers.task(process_id)
             if task.exited:
                 return GuestExit(task.exit_code, task.exited_at_ns)
-            await asyncio.sleep(self.look_s)
+            await asyncio.sleep(factor * self.look_s)
+            factor = min(2 * factor, LOOK_FACTOR_MAX)
 
     async def signal_process(self, process_id: str, number: int, *, whole_group: bool = False) -> None:
         (await self.inside()).signal(process_id, number, self.now_s())

@@ -387,9 +387,13 @@ async def two_hosts(
     limits: Limits | None = None,
     *,
     destination_ahead_s: float = 0.0,
+    awaits: bool = True,
     events: Mapping[str, str] | None = None,
 ) -> AsyncIterator[TwoHosts]:
-    """A sandbox that runs on the source, and a destination that awaits one. `events`: where each host's shim sends them."""
+    """A sandbox that runs on the source, and a destination that awaits one.
+
+    `events`: where each host's shim sends them; not `awaits`: nobody has called CreateSandbox at the destination.
+    """
     source, destination = FakeHost(folder, "source", limits), FakeHost(folder, "destination", limits)
     for host in (source, destination):
         host.events_path = (events or {}).get(host.name, "")
@@ -399,7 +403,8 @@ async def two_hosts(
     hosts = TwoHosts(source, destination, await source.client(), await destination.client())
     try:
         await hosts.s.start_sandbox()
-        await hosts.d.await_sandbox()
+        if awaits:
+            await hosts.d.await_sandbox()
         yield hosts
     finally:
         for client in (hosts.s, hosts.d):

@@ -12,6 +12,7 @@ import pytest
 import ttrpc
 from sandshift.config import Limits
 from sandshift.errors import Unavailable
+from sandshift.guest.client import GuestInfo
 from sandshift.sandbox.model import Process
 from sandshift.session import journal as journals
 from sandshift.session.right_model import Record
@@ -20,6 +21,7 @@ from sandshift.session.states import State
 from sandshift.shim.migration.books import CHANNEL_NOTE
 from sandshift.shim.migration.destination import Destination
 from sandshift.shim.migration.source import Source
+from sandshift.vmm.fake import FakeMachine
 from sandshift.wire.containerd import sandbox_pb2
 from sandshift.wire.migration import messages_pb2 as m
 from sandshift.wire.migration import options_pb2 as o
@@ -84,6 +86,62 @@ async def die_in_the_start(hosts: TwoHosts, *, before_cont: bool) -> None:
         await resuming
     await hosts.d.connection.close()
     hosts.d = await restart(hosts.destination)
+
+
+async def test_a_guest_that_came_into_a_shim_without_create_sandbox_has_arrived_after_a_restart(
+    tmp_path: Path,
+) -> None:
+    """hcsshim's orchestrators import into a shim that nobody has asked for a sandbox (contract 4.3)."""
+    async with two_hosts(tmp_path, awaits=False) as hosts:
+        await hosts.ready()
+        await die_in_the_start(hosts, before_cont=False)
+        await ready_again(hosts.d)
+        await hosts.d.finalize(hosts.session, RESUME)
+        await hosts.s.finalize(hosts.session, STOP)
+        assert hosts.runners() == ["destination"]
+
+
+async def test_a_guest_whose_agent_never_answers_after_a_move_is_this_shim_s_for_the_next_one_too(
+    hosts: TwoHosts,
+) -> None:
+    await hosts.ready()
+    destination = destination_of(hosts)
+    guest = destination.sandbox.guest
+    assert guest is not None
+
+    async def does_not_answer() -> GuestInfo:
+        raise Unavailable("the guest's agent did not answer within 10 s")
+
+    guest.info = does_not_answer  # type: ignore[method-assign]
+    await hosts.d.finalize(hosts.session, RESUME)
+    await hosts.s.finalize(hosts.session, STOP)
+    await hosts.d.migration.cleanup(m.CleanupRequest(session_id=hosts.session), timeout_s=10)
+    await begin_again(hosts, hosts.destination)
+    await ready_again(hosts.d)
+    assert hosts.runners() == ["destination"]
+
+
+@pytest.mark.parametrize("asked", ["migration_info", "run_state"])
+async def test_a_vm_that_ends_while_the_next_shim_asks_it_ends_its_sandbox(
+    hosts: TwoHosts, asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await hosts.prepare()
+    await hosts.source.stop()
+    process = hosts.source.process
+
+    async def is_gone(_machine: FakeMachine) -> object:
+        process.die()
+        raise Unavailable(f"QEMU is gone or hung up during {asked}")
+
+    monkeypatch.setattr(FakeMachine, asked, is_gone)
+    await hosts.source.start()
+    await hosts.s.connection.close()
+    hosts.s = await hosts.source.client()
+    assert (await hosts.s.status()).session.state == "Failed"
+    waited = await hosts.s.sandbox.wait_sandbox(
+        sandbox_pb2.WaitSandboxRequest(sandbox_id=SANDBOX), timeout_s=20
+    )
+    assert waited.exit_status == 137
 
 
 async def ready_again(client: HostClient) -> None:

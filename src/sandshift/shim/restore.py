@@ -2,25 +2,49 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
+import time
 from typing import TYPE_CHECKING, Final
 
-from sandshift.errors import Damaged, SandshiftError
+from sandshift.errors import Damaged, SandshiftError, Unavailable
 from sandshift.sandbox import codec
 from sandshift.sandbox.model import is_of_container
 from sandshift.shim.parts import PodShare, Wish
 from sandshift.shim.sandbox import EXIT_KILLED, Life, LiveSandbox
+from sandshift.vmm.machine import RunState
 from sandshift.wire.sandshift import state_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from sandshift.guest.client import GuestProcess
+    from sandshift.vmm.machine import Machine
 
 log = logging.getLogger(__name__)
 
-RUNNING_LIVES: Final = frozenset({Life.READY, Life.AWAITING})
+DYING_S: Final = 2.0
+"""How long a QEMU that does not answer any more may take to be gone; one that ends closes its sockets first."""
+DYING_LOOK_S: Final = 0.02
+
+
+async def ends(machine: Machine) -> bool:
+    """Whether this QEMU is gone, or about to go."""
+    deadline_s = time.monotonic() + DYING_S
+    while machine.alive and time.monotonic() < deadline_s:  # noqa: ASYNC110 - a process, which tells nobody
+        await asyncio.sleep(DYING_LOOK_S)
+    return not machine.alive
+
+
+async def runs(machine: Machine) -> bool:
+    """Whether the guest runs; no, if QEMU ends as it is asked."""
+    try:
+        return await machine.run_state() is RunState.RUNNING
+    except Unavailable:
+        if not await ends(machine):
+            raise
+        return False
 
 
 async def restore_sandbox(sandbox: LiveSandbox) -> bool:
@@ -77,19 +101,38 @@ async def _find_machine(sandbox: LiveSandbox) -> None:
         sandbox.disks.sources(),
         network_namespace=sandbox.wish.network_namespace,
     )
+    in_session = sandbox.places.unfinished_session()
     machine = await sandbox.parts.vmm.reattach(spec)
     sandbox.spec = spec
     if machine is None:
         log.warning("the VM of sandbox %s has ended while no shim was there", sandbox.sandbox_id)
-        if not sandbox.places.unfinished_session():
+        if not in_session:
             await sandbox.end(EXIT_KILLED)
         return
     sandbox.machine = machine
+    if in_session:
+        sandbox.on_vm_death = _left_to_the_session
     sandbox.watch()
-    sandbox.guest = await sandbox.parts.connect_guest(
-        machine.agent_socket, sandbox.config.migration.limits.agent_reply_s
-    )
+    try:
+        sandbox.guest = await sandbox.parts.connect_guest(
+            machine.agent_socket, sandbox.config.migration.limits.agent_reply_s
+        )
+    except Unavailable:
+        if not await ends(machine):
+            raise
+        return  # Whoever is told of its end knows what it means.
     log.info("sandbox %s: found its VM, process %d", sandbox.sandbox_id, machine.pid)
+
+
+async def _left_to_the_session() -> None:
+    """What the end of a VM means that ends before its session has been found: that session looks at it."""
+
+
+async def without_session(sandbox: LiveSandbox) -> None:
+    """There was no session after all: the end of the VM is the sandbox's."""
+    sandbox.on_vm_death = None
+    if sandbox.machine is not None and not sandbox.machine.alive:
+        await sandbox.end(EXIT_KILLED)
 
 
 async def follow_again(sandbox: LiveSandbox) -> None:

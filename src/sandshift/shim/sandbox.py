@@ -61,6 +61,11 @@ class Life(enum.Enum):
     """The VM is this shim's; whether its vCPUs run is the session's matter."""
     STOPPED = "stopped"
 
+    @property
+    def vacant(self) -> bool:
+        """A sandbox can come here: made for one, or not made at all, for ImportSandbox needs no CreateSandbox."""
+        return self in (Life.ABSENT, Life.AWAITING)
+
 
 class LiveSandbox:
     """One per shim. Methods raise errors of `sandshift.errors`; a failed start leaves nothing behind."""
@@ -248,6 +253,7 @@ class LiveSandbox:
         assert self.guest is not None
         self.life = Life.READY
         self.started_from = "migration"
+        await self.save()  # Whatever its agent says: a later shim has a guest that runs.
         self.processes.follow(self.guest)
         self.containers.follow(self.guest)
         self.boot_id = (await self.guest.info()).boot_id

@@ -141,18 +141,24 @@ class ShimServer:
             return
         # A fresh shim has nothing to go on with.
         from sandshift.shim.migration.restoring import restore_session  # noqa: PLC0415
-        from sandshift.shim.restore import drop_unused_disks, follow_again, restore_sandbox  # noqa: PLC0415
-        from sandshift.vmm.machine import RunState  # noqa: PLC0415
+        from sandshift.shim.restore import (  # noqa: PLC0415
+            drop_unused_disks,
+            follow_again,
+            restore_sandbox,
+            runs,
+            without_session,
+        )
 
         if not await restore_sandbox(self.sandbox):
             return
         load_rest()
-        await self.sandbox.disk.run(self.desk.remember)
         active = await restore_session(self.sandbox)
+        await self.sandbox.disk.run(self.desk.remember)
         if active is not None:
             self.desk.take_up(active)
-        machine = self.sandbox.machine
-        if machine is not None and await machine.run_state() is RunState.RUNNING:
+        else:
+            await without_session(self.sandbox)
+        if self.sandbox.machine is not None and await runs(self.sandbox.machine):
             await follow_again(self.sandbox)
             if active is None:
                 await drop_unused_disks(self.sandbox)

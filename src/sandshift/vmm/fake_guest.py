@@ -1,6 +1,6 @@
 """A fake guest: a few pages, a program that rewrites them, and a counter. Time is an argument.
 
-What the guest wrote while it ran is worked out when somebody looks, so it costs no task and replays exactly.
+What the guest wrote while it ran is worked out when somebody looks at its pages, so it costs no task and replays exactly.
 """
 
 from __future__ import annotations
@@ -25,8 +25,6 @@ class FakeGuest:
     """`advance` before anything is looked at."""
 
     boot_id: str
-    pages: dict[int, bytes] = field(default_factory=dict)
-    """Those that are not zero."""
     pages_per_s: float = 0.0
     """How many pages the program rewrites per second while it runs."""
     working_set: int = 64
@@ -34,7 +32,11 @@ class FakeGuest:
     pings: int = 0
     running: bool = False
     containers: FakeContainers = field(default_factory=FakeContainers)
+    _pages: dict[int, bytes] = field(default_factory=dict)
     _written: int = 0
+    """How many pages the program has written since it began."""
+    _shown: int = 0
+    """How many of these are in `_pages`."""
     _owed: float = 0.0
     """Part of a page that time has paid for and nothing was written for yet."""
     _now_s: float = 0.0
@@ -50,23 +52,38 @@ class FakeGuest:
         self._owed += passed_s * self.pages_per_s * (100 - throttle_percent) / 100
         new = int(self._owed)
         self._owed -= new
-        # Of many rounds over the working set only the last is still to be seen.
-        for number in range(self._written + max(0, new - self.working_set), self._written + new):
-            self.write(number % self.working_set, (number + 1).to_bytes(CONTENT_BYTES, "big"))
         self._written += new
 
-    def write(self, page: int, content: bytes) -> None:
-        self.pages[page] = content.ljust(CONTENT_BYTES, b"\0")[:CONTENT_BYTES]
+    @property
+    def pages(self) -> dict[int, bytes]:
+        """Those that are not zero."""
+        self._show()
+        return self._pages
+
+    def _show(self) -> None:
+        # Of many rounds over the working set only the last is still to be seen.
+        for number in range(max(self._shown, self._written - self.working_set), self._written):
+            self._put(number % self.working_set, (number + 1).to_bytes(CONTENT_BYTES, "big"))
+        self._shown = self._written
+
+    def _put(self, page: int, content: bytes) -> None:
+        self._pages[page] = content
         self._dirty.add(page)
+
+    def write(self, page: int, content: bytes) -> None:
+        self._show()
+        self._put(page, content.ljust(CONTENT_BYTES, b"\0")[:CONTENT_BYTES])
 
     def take_dirty(self) -> list[int]:
         """Pages written since the last call, and forget them."""
+        self._show()
         taken = sorted(self._dirty)
         self._dirty.clear()
         return taken
 
     @property
     def dirty_count(self) -> int:
+        self._show()
         return len(self._dirty)
 
     def digest(self) -> bytes:
@@ -77,12 +94,14 @@ class FakeGuest:
         return digest.digest()
 
     def packed(self, pages: Iterable[int]) -> bytes:
-        return b"".join(page.to_bytes(4, "big") + self.pages[page] for page in pages)
+        known = self.pages
+        return b"".join(page.to_bytes(4, "big") + known[page] for page in pages)
 
     def unpack(self, data: bytes) -> None:
+        known = self.pages
         for start in range(0, len(data), ENTRY_BYTES):
             page = int.from_bytes(data[start : start + 4], "big")
-            self.pages[page] = data[start + 4 : start + ENTRY_BYTES]
+            known[page] = data[start + 4 : start + ENTRY_BYTES]
 
     def state(self) -> dict[str, object]:
         """All but the pages, for JSON."""
@@ -100,7 +119,7 @@ class FakeGuest:
         self.pings = int(str(state["pings"]))
         self.pages_per_s = float(str(state["pages_per_s"]))
         self.working_set = int(str(state["working_set"]))
-        self._written = int(str(state["written"]))
+        self._written = self._shown = int(str(state["written"]))
         containers = state["containers"]
         assert isinstance(containers, dict)
         self.containers.take_state(containers)

@@ -33,7 +33,7 @@ from sandshift.session.journal import (
 from sandshift.session.record import Entry
 from sandshift.session.right_model import Record as RightRecord
 from sandshift.session.statement import key_id
-from sandshift.session.states import Side
+from sandshift.session.states import Side, State
 from sandshift.shim.durable import AppendOnlyFile, Disk, make_folder, sync_folder, write_atomically
 from sandshift.shim.places import Places
 
@@ -125,9 +125,10 @@ class Books:
             try:
                 write_atomically(key_file(places), key)
                 write_atomically(config_file(places), config)
-                file = AppendOnlyFile(places.journal_file)
                 journal = Journal()
-                file.append(journal.append(opened, right_written(first)))
+                # Not there at all, or with its first records: `delete` asks whether it is there.
+                write_atomically(places.journal_file, journal.append(opened, right_written(first)))
+                file = AppendOnlyFile(places.journal_file)
             except Unavailable:
                 remove(places)
                 raise
@@ -137,24 +138,25 @@ class Books:
 
     @classmethod
     def read(cls, places: Places, disk: Disk) -> Books | None:
-        """The books that a former shim left; None if there are none. Blocks.
+        """The books that a former shim left; None if there are none, or it died as it removed them. Blocks.
 
         Raises:
             Damaged: they cannot be believed. Nothing is overwritten; the VM is left as it is.
         """
         try:
-            data = places.journal_file.read_bytes()
+            found = replay(places.journal_file.read_bytes())
+        except FileNotFoundError:
+            return None
+        if found.state.opened is None:
+            return None
+        try:
             key = key_file(places).read_bytes()
             config = config_file(places).read_bytes()
         except FileNotFoundError as error:
-            if places.journal_file.exists():
-                raise Damaged(
-                    f"{error.filename} is missing beside the journal {places.journal_file}"
-                ) from error
-            return None
-        found = replay(data)
-        if found.state.opened is None:
-            return None
+            if _is_over(found.state):
+                remove(places)
+                return None
+            raise Damaged(f"{error.filename} is missing beside the journal {places.journal_file}") from error
         if found.state.opened.key_id != key_id(key):
             raise Damaged(f"{key_file(places)} is not the key of the session in {places.journal_file}")
         file = AppendOnlyFile(places.journal_file)
@@ -297,6 +299,11 @@ class Books:
         """The session is over and its statement is kept: remove the books, the key first."""
         await self._disk.run(self._file.close)
         await self._disk.run(lambda: remove(self._places))
+
+
+def _is_over(state: JournalState) -> bool:
+    right = state.right_record
+    return right is not None and right.state is State.IDLE
 
 
 def key_file(places: Places) -> Path:

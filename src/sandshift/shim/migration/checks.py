@@ -133,7 +133,7 @@ async def preflight_destination(
         encrypted=described.encrypted,
         containers_come=True,
     )
-    if sandbox.life not in (Life.ABSENT, Life.AWAITING):
+    if not sandbox.life.vacant:
         blockers.append(Blocker("sandbox.id", f"{sandbox.sandbox_id} exists on this host", "stop it first"))
     blockers += _options(request, shape)[1]
     return shim_pb2.PreflightResponse(blockers=_messages(blockers), warnings=warnings)

@@ -362,8 +362,7 @@ class Desk:
         await active.settled()
         await self._decide(active, Call.CLEANUP)
         session = active.session
-        self.last = last.LastSession(session.standing, session.party.cell, session.receipt())
-        await self.sandbox.disk.run(lambda: last.keep(self.sandbox.places.last_session_file, self.last))
+        self.last = await last.keep_end(self.sandbox.disk, self.sandbox.places.last_session_file, session)
         self.active = None
         self.sandbox.on_vm_death = None
         await active.close()

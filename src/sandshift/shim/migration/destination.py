@@ -53,7 +53,7 @@ from sandshift.shim.migration.reporting import report_of
 from sandshift.shim.migration.session import MEMORY_DIFFERS
 from sandshift.shim.migration.side import POLL_S, EventQueue, SessionSide
 from sandshift.shim.migration.source import transfer_state
-from sandshift.shim.sandbox import EXIT_KILLED, Life
+from sandshift.shim.sandbox import EXIT_KILLED
 from sandshift.shim.tasks.disk_matching import match, needs_disks
 from sandshift.vmm.machine import ChannelSecurity, MigrationStatus, RunState
 from sandshift.wire.sandshift import state_pb2
@@ -333,7 +333,7 @@ class Destination(SessionSide):
 
     def ran_before(self) -> None:
         """An earlier shim had started the guest here: do what follows a start, as far as it had not."""
-        if self.session.party.cell is not Cell.RUNNING or self.sandbox.life is not Life.AWAITING:
+        if self.session.party.cell is not Cell.RUNNING or not self.sandbox.life.vacant:
             return
         self._resumed_at_us = self._stamps.starting_us
         self._follow_the_start()

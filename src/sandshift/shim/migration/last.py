@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from sandshift.errors import Unavailable
 from sandshift.session.states import Action, Side, Standing, State
 from sandshift.shim.durable import write_atomically
 
@@ -14,6 +16,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sandshift.session.statement import Cell
+    from sandshift.shim.durable import Disk
+    from sandshift.shim.migration.session import Session
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +51,19 @@ def keep(path: Path, last: LastSession) -> None:
         receipt=last.receipt,
     )
     write_atomically(path, msgspec.json.encode(document))
+
+
+async def keep_end(disk: Disk, path: Path, session: Session) -> LastSession:
+    """How `session`, which is over, ended: written down, so that a later shim knows it too.
+
+    A disk that does not take it costs that and no more: the session is over, and its last statement is kept already.
+    """
+    ended = LastSession(session.standing, session.party.cell, session.receipt())
+    try:
+        await disk.run(lambda: keep(path, ended))
+    except Unavailable as error:
+        log.warning("how session %s ended is known to this shim alone: %s", session.session_id, error.message)
+    return ended
 
 
 def read(path: Path) -> LastSession:

@@ -28,7 +28,6 @@ from sandshift.shim.migration.checks import destination_blockers, source_blocker
 from sandshift.shim.migration.destination import Destination
 from sandshift.shim.migration.session import first_ask_number
 from sandshift.shim.migration.source import Source
-from sandshift.shim.sandbox import Life
 
 if TYPE_CHECKING:
     from sandshift.config import Limits
@@ -112,7 +111,7 @@ class Opening:
         named = session_id(request.session_id)
         wanted = saved.read_import(request, own=SandboxId(sandbox.sandbox_id))
         state = saved.decode(wanted.config, expected=named)
-        if sandbox.life not in (Life.ABSENT, Life.AWAITING):
+        if not sandbox.life.vacant:
             raise IllegalMove(
                 f"sandbox {sandbox.sandbox_id} is {sandbox.life.value}: a sandbox is imported into a shim that has none; "
                 "create it with the annotation io.sandshift.migration.destination=true"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from google.protobuf.any_pb2 import Any as AnyMessage
 
-from sandshift.errors import Damaged, SandshiftError
+from sandshift.errors import Damaged, SandshiftError, Unavailable
 from sandshift.sandbox import codec
 from sandshift.sandbox.patching import Patching
 from sandshift.session import options as option_rules
@@ -36,8 +36,10 @@ from sandshift.shim.migration.books import (
 )
 from sandshift.shim.migration.channel import Channel
 from sandshift.shim.migration.destination import Destination
+from sandshift.shim.migration.last import keep_end
 from sandshift.shim.migration.session import first_ask_number
 from sandshift.shim.migration.source import Source
+from sandshift.shim.restore import ends
 from sandshift.status import error_of
 from sandshift.wire.migration import options_pb2
 from ttrpc import Code
@@ -67,11 +69,13 @@ async def restore_session(sandbox: LiveSandbox) -> Source | Destination | None:
         return None
     active = _side(sandbox, books)
     if active.session.state is State.IDLE:
+        # An earlier shim died in Cleanup: what it was about to do.
+        await keep_end(sandbox.disk, sandbox.places.last_session_file, active.session)
         await books.close()
         return None
     _take_notes(active)
     await _take_channel_back(active)
-    restarted = await active.look()
+    restarted = await _look(active)
     if active.session.state is State.SOCKET_READY and restarted.transfer is TransferState.COMPLETED:
         await active.mark_started()  # began and ended while no shim was there
     await active.session.feed(restarted)
@@ -80,9 +84,24 @@ async def restore_session(sandbox: LiveSandbox) -> Source | Destination | None:
     await _go_on(active, restarted)
     if isinstance(active, Destination):
         active.ran_before()
-    if not restarted.vm_alive:
+    if not restarted.vm_alive or _has_ended(active):
         await active.vm_died()
     return active
+
+
+async def _look(active: Source | Destination) -> Restarted:
+    try:
+        return await active.look()
+    except Unavailable:
+        machine = active.sandbox.machine
+        if machine is None or not await ends(machine):
+            raise
+        return await active.look()  # It ended as it was asked.
+
+
+def _has_ended(active: Source | Destination) -> bool:
+    machine = active.sandbox.machine
+    return machine is not None and not machine.alive
 
 
 def _side(sandbox: LiveSandbox, books: Books) -> Source | Destination:

@@ -23,7 +23,7 @@ from sandshift.shim.migration.books import NUMBER, STOPPED_NOTE
 from sandshift.shim.migration.pacing import Pacer, StopSending
 from sandshift.shim.migration.reporting import report_of
 from sandshift.shim.migration.side import POLL_S, EventQueue, SessionSide
-from sandshift.shim.restore import follow_again
+from sandshift.shim.restore import ends, follow_again
 from sandshift.shim.sandbox import EXIT_KILLED, EXIT_MIGRATED, GUEST_ENDED
 from sandshift.vmm.machine import ChannelSecurity, MachineEvent, MigrationStatus, RunState
 from sandshift.wire.sandshift import state_pb2
@@ -35,23 +35,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-DYING_S: Final = 2.0
-"""How long a QEMU that does not answer any more may take to be gone; one that ends closes its sockets first."""
-DYING_LOOK_S: Final = 0.02
 LAST_LOOK_S: Final = 0.5
 """For QEMU's sums once its guest is gone; they are not worth waiting for."""
 LOOKED: Final = "LOOKED"
 """Our own event: the answer to a look at QEMU is here."""
 SENT_AWAY: Final = frozenset({RunState.FINISH_MIGRATE, RunState.POSTMIGRATE})
 """States of a guest that a transfer of its own has stopped; QEMU says `completed` a moment before the second."""
-
-
-async def _ends(machine: Machine) -> bool:
-    """Whether this QEMU is gone, or about to go."""
-    deadline_s = time.monotonic() + DYING_S
-    while machine.alive and time.monotonic() < deadline_s:  # noqa: ASYNC110 - a process, which tells nobody
-        await asyncio.sleep(DYING_LOOK_S)
-    return not machine.alive
 
 
 class Source(SessionSide):
@@ -124,7 +113,7 @@ class Source(SessionSide):
                 try:
                     await self._on_event(machine, pacer, events, event)
                 except Unavailable:
-                    if not await _ends(machine):
+                    if not await ends(machine):
                         raise  # Else its last events, which say why, are still to come.
         except StopSending as rule:
             await self._give_up(machine, rule)

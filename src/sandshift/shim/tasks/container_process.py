@@ -233,9 +233,13 @@ class ContainerProcess:
             self._on_exit(self)
 
     async def drain(self) -> None:
-        """The process has ended: wait until its output is through, for DRAIN_S at most, if there is somebody to take it."""
-        if self._tasks and any(sink.has_reader() for sink in self._sinks.values()):
-            await asyncio.wait(self._tasks, timeout=DRAIN_S)
+        """The process has ended: wait until the output is through that somebody takes, for DRAIN_S at most."""
+        following = zip(
+            self._tasks, self._sinks.values(), strict=False
+        )  # none is followed in a sandbox that has ended
+        read = [task for task, sink in following if sink.has_reader()]
+        if read:
+            await asyncio.wait(read, timeout=DRAIN_S)
 
     async def let_go(self) -> None:
         """Stop following, without an end: somebody else will. stdio stays open."""
