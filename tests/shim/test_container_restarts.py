@@ -245,6 +245,28 @@ async def test_a_vm_that_died_without_a_shim_ends_its_containers_with_the_next(
     await client.connection.close()
 
 
+async def test_a_shim_that_died_between_the_end_of_its_sandbox_and_that_of_its_containers_leaves_both(
+    host: FakeHost, make: Make, containerd: Containerd
+):
+    """What was on disk then: a sandbox that has moved away, with containers that run."""
+    client = await host.client()
+    await run(client.task, make("c1", ["wait"]))
+    await client.connection.close()
+    server = host.server
+    assert server is not None
+    before = host.places.containers_file.read_bytes()
+    await server.sandbox.end(255, moved_to="session s1, 10.0.0.2")
+    await host.stop()
+    host.places.containers_file.write_bytes(before)
+    client = await begin_again(host)
+    waited = await client.task.wait(pb.WaitRequest(id="c1"), timeout_s=5)
+    assert waited.exit_status == 255
+    await client.task.delete(pb.DeleteRequest(id="c1"), timeout_s=5)
+    await containerd.until("/tasks/delete")
+    assert "/tasks/exit" in containerd.topics
+    await client.connection.close()
+
+
 async def test_a_shim_that_comes_to_follow_after_the_last_stop_takes_nothing(host: FakeHost, make: Make):
     client = await host.client()
     bundle = make("c1", ["flood"])

@@ -64,6 +64,7 @@ async def restore_sandbox(sandbox: LiveSandbox) -> bool:
             f"{sandbox.places.sandbox_file} cannot be read: {error}; the VM is left as it is"
         ) from error
     sandbox.containers.restore()
+    await sandbox.end_what_is_left()
     if sandbox.shape is not None:
         await _find_machine(sandbox)
     return True

@@ -297,11 +297,20 @@ class LiveSandbox:
         self.exited_at_ns = time.time_ns()
         await self._end_all(exit_code, self.exited_at_ns, moved_to)
         self.ended.set()
+        await self._save_end()
+
+    async def _save_end(self) -> None:
         try:
             await self.save()
             await self.containers.save()
         except Unavailable as error:
             log.warning("sandbox %s has ended; a later shim will not know how: %s", self.sandbox_id, error)
+
+    async def end_what_is_left(self) -> None:
+        """An earlier shim was killed as it ended this sandbox: containers whose end is not on disk end now, as the rest did."""
+        if self.life is Life.STOPPED and self.containers.any_lives:
+            await self._end_all(self.exit_code, self.exited_at_ns, self.moved_to)
+            await self._save_end()
 
     async def _end_all(self, exit_code: int, exited_at_ns: int, moved_to: str = "") -> None:
         from sandshift.shim.processes import Exit  # noqa: PLC0415

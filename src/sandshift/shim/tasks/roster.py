@@ -256,6 +256,11 @@ class Roster:
         for process in self.processes():
             await process.let_go()
 
+    @property
+    def any_lives(self) -> bool:
+        """Whether some process's end is not known."""
+        return any(not each.exited for each in self.processes() if each.record.started or not each.exec_id)
+
     async def end_all(self, exit_: Exit) -> None:
         """The sandbox is gone from here: every process has ended with `exit_`, unless it had before. They stay to be deleted."""
         await self.let_go()
