@@ -67,6 +67,22 @@ async def test_a_sandbox_that_is_started_twice_at_once_has_one_vm(host: FakeHost
     await client.connection.close()
 
 
+async def test_a_shim_that_is_stopped_before_it_had_a_sandbox_leaves_none_that_has_ended(
+    host: FakeHost,
+) -> None:
+    """A coordinator that looks whether a destination is free, and is killed before it has cleared its look away."""
+    client = await host.client()
+    await client.sandbox.stop_sandbox(sandbox_pb2.StopSandboxRequest(sandbox_id=SANDBOX))
+    await client.connection.close()
+    await host.stop()
+    await host.start()
+    client = await host.client()
+    assert (await client.status()).life == "absent"
+    assert not host.places.sandbox_file.exists()
+    await client.await_sandbox()
+    await client.connection.close()
+
+
 async def test_a_start_that_cannot_write_down_its_taps_leaves_none(host: FakeHost) -> None:
     host.places.taps_file.mkdir()  # A file cannot be written there, whoever asks.
     client = await host.client()

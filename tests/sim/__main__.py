@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import secrets
 import sys
 import time
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.sim.history import run
@@ -36,39 +40,59 @@ def main() -> int:
     return _search(options)
 
 
+@dataclass(frozen=True, slots=True)
+class Played:
+    """What is kept of a history."""
+
+    seed: int
+    outcome: str
+    faults: int
+    violations: int
+
+
+def _play_share(number: int, first: int, options: argparse.Namespace) -> list[Played]:
+    """What one of `options.jobs` processes plays: every so-manieth seed, until time is up."""
+    until_s = time.monotonic() + options.seconds
+    played: list[Played] = []
+    seeds = itertools.chain(
+        bad_seeds()[number :: options.jobs], itertools.count(first + number, options.jobs)
+    )
+    while time.monotonic() < until_s:
+        history = run(next(seeds))
+        if history.violations:
+            print(f"{history}\n", end="", file=sys.stderr, flush=True)
+        played.append(Played(history.seed, history.outcome, len(history.faults), len(history.violations)))
+    return played
+
+
 def _search(options: argparse.Namespace) -> int:
     began_s = time.monotonic()
     first = options.first_seed if options.first_seed is not None else secrets.randbits(SEED_BITS)
-    seeds = bad_seeds()
-    report: dict[str, object] = {}
-    failing: list[int] = []
-    outcomes: dict[str, int] = {}
-    histories = faults = violations = 0
-    while time.monotonic() - began_s < options.seconds:
-        history = run(seeds.pop(0) if seeds else first + histories)
-        histories += 1
-        faults += len(history.faults)
-        outcomes[history.outcome] = outcomes.get(history.outcome, 0) + 1
-        if history.violations:
-            violations += len(history.violations)
-            failing.append(history.seed)
-            print(history, file=sys.stderr)
-    report = {
-        "histories": histories,
-        "violations": violations,
-        "failing_seeds": failing,
-        "first_seed": first,
-        "faults": faults,
-        "outcomes": outcomes,
-        "seconds": round(time.monotonic() - began_s, 1),
-    }
+    with ProcessPoolExecutor(options.jobs) as pool:
+        shares = [pool.submit(_play_share, number, first, options) for number in range(options.jobs)]
+        played = [one for share in shares for one in share.result()]
+    failing = [one.seed for one in played if one.violations]
+    violations = sum(one.violations for one in played)
+    faults = sum(one.faults for one in played)
+    outcomes = Counter(one.outcome for one in played)
+    seconds = time.monotonic() - began_s
     if options.json:
+        report = {
+            "histories": len(played),
+            "violations": violations,
+            "failing_seeds": failing,
+            "first_seed": first,
+            "faults": faults,
+            "outcomes": outcomes,
+            "jobs": options.jobs,
+            "seconds": round(seconds, 1),
+        }
         print(json.dumps(report))
     else:
-        per_minute = histories / max(time.monotonic() - began_s, 1e-9) * 60
+        per_minute = len(played) / max(seconds, 1e-9) * 60
         said = ", ".join(f"{count} {outcome or 'broken off'}" for outcome, count in sorted(outcomes.items()))
         print(
-            f"{histories} histories from seed {first} ({per_minute:.0f} a minute) with {faults} faults: {said}"
+            f"{len(played)} histories from seed {first} ({per_minute:.0f} a minute) with {faults} faults: {said}"
         )
         print(f"{violations} violations" + (f"; ./run sim --seed {failing[0]}" if failing else ""))
     return 1 if failing else 0
@@ -81,6 +105,9 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, help="replay this history and tell it")
     parser.add_argument("--first-seed", type=int, help="count from here instead of from a random seed")
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count() or 1, help="processes that play (default %(default)s)"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     return parser.parse_args()
 

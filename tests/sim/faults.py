@@ -82,7 +82,7 @@ POD_WEIGHTS = WEIGHTS | {
     Kind.DESTINATION_VM: 3,
 }
 """What a pod must come through: it is often wound back, also after its streams were frozen."""
-POD_STEPS = 3
+POD_STEPS = 1.5
 """A pod's streams and callers take about so many times as many turns of the loop."""
 
 
@@ -124,10 +124,10 @@ def _fault(random: Random, kind: Kind, *, pod: bool) -> Fault:
     match random.choices(("call", "step", "moment"), (3, 2, 2))[0]:
         case "call":
             at_call = random.choice(POD_CALLS if pod else CALLS)
-            most = random.choice(STEPS_OF_THE_STOP) if at_call == THE_STOP else STEPS_OF_A_CALL * steps
+            most = random.choice(STEPS_OF_THE_STOP) if at_call == THE_STOP else int(STEPS_OF_A_CALL * steps)
             at_step = random.randrange(1, most)
         case "step":
-            at_step = random.randrange(1, STEPS_OF_A_MOVE * steps)
+            at_step = random.randrange(1, int(STEPS_OF_A_MOVE * steps))
     at_s = random.uniform(0, SECONDS_OF_A_MOVE)
     stalls = kind in (Kind.STALL, Kind.VM_STALL)
     after_s = random.choice(STALLS_S) if stalls else random.choice((-1.0, *RESTARTS_S))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import tempfile
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from sandshift.wire.migration import messages_pb2 as m
 from tests.shim.house import NAMESPACE, SANDBOX
 from tests.sim.faults import Fault, Kind, choose
 from tests.sim.hosts import SimHost
-from tests.sim.loop import EPOCH_S, SimLoop, Stuck, collect_quietly, owned_by
+from tests.sim.loop import EPOCH_S, SimLoop, Stuck, owned_by, quietly
 from tests.sim.pod_end import leave, look_back, settle
 from tests.sim.pods import Pods, has_pod
 from tests.sim.stage import Handle, Stage, clear
@@ -69,16 +70,22 @@ def run(seed: int, *, protocol: Handle = handle) -> History:
         protocol: what decides instead of `session.right.handle`: with a guard dropped, to see that it is noticed.
     """
     gc_was_on = gc.isenabled()
-    if not gc.get_freeze_count():
-        gc.collect()
-        gc.freeze()  # what was there before is not looked through after every history
+    _keep_what_is_loaded()
     gc.disable()  # what it collects and when would be chance
     try:
         return _played(seed, protocol)
     finally:
-        collect_quietly()  # what only this history held
+        with quietly():
+            gc.collect()  # what only this history held
         if gc_was_on:
             gc.enable()
+
+
+@functools.cache
+def _keep_what_is_loaded() -> None:
+    """What was there before the first history is not looked through after every one."""
+    gc.collect()
+    gc.freeze()
 
 
 def _played(seed: int, protocol: Handle) -> History:

@@ -155,9 +155,10 @@ class SimLoop(asyncio.SelectorEventLoop):
         for task in self._tasks_held:
             if not task.done():
                 task._log_destroy_pending = False  # type: ignore[attr-defined]
-        self._tasks_held.clear()
         asyncio._set_running_loop(self)  # what is in those blocks may ask for it
-        collect_quietly()
+        with quietly():
+            self._tasks_held.clear()
+            gc.collect()
         asyncio._set_running_loop(None)
         self._ready.clear()  # type: ignore[attr-defined]
         self.close()
@@ -166,13 +167,14 @@ class SimLoop(asyncio.SelectorEventLoop):
         return owner in self._dead
 
 
-def collect_quietly() -> None:
-    """Let go of what was killed: its `finally` blocks run now, and what they say is no news."""
+@contextlib.contextmanager
+def quietly() -> Generator[None]:
+    """What was killed is let go of in the block: its `finally` blocks run, and what they say is no news."""
     hook, sys.unraisablehook = sys.unraisablehook, lambda _what: None
     logging.disable()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        gc.collect()
+        yield
     logging.disable(logging.NOTSET)
     sys.unraisablehook = hook
 

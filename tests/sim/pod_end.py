@@ -134,7 +134,11 @@ async def _leave(pods: Pods, runner: str) -> None:
     for stay in stays:
         if "" not in stay.exits:
             request = pb.KillRequest(id=stay.container_id, signal=SIGKILL, all=True)
-            await client.task.kill(request, timeout_s=CALL_S)
+            try:
+                await client.task.kill(request, timeout_s=CALL_S)
+            except ttrpc.StatusError as error:
+                if error.code is not ttrpc.Code.NOT_FOUND:  # It has just ended by itself.
+                    raise
         ended = await client.task.wait(pb.WaitRequest(id=stay.container_id), timeout_s=CALL_S)
         if ended.exit_status != pods.truth.exits[f"{stay.base}:"]:
             pods.wrong(f"{stay} was killed and ended with {ended.exit_status}")

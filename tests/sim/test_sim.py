@@ -24,12 +24,12 @@ from tests.sim.pods import has_pod
 
 HISTORIES = 45
 FIRST_SEED = 1_000
-TWO_RUNNERS_SEED = 147
-"""A history in which the source is asked to run again after it has released the right."""
+TWO_RUNNERS_SEEDS = (170, 409, 1720)
+"""Histories in which the source is asked to run again after it has released the right."""
 
 
-PLANTED_HISTORIES = 120
-"""A planted defect is found within so many histories of pods; the slowest takes some 20 (docs/explanation/simulation.md)."""
+PLANTED_HISTORIES = 600
+"""A planted defect is found within so many histories, a third of them with pods; the slowest takes some 80 of those (docs/explanation/simulation.md)."""
 
 
 def told(histories: list[History]) -> str:
@@ -63,9 +63,9 @@ def takes_back_what_it_released(party: Party, event: RightEvent) -> tuple[Party,
 
 
 def test_the_witness_is_not_blind_without_that_guard_a_history_shows_two_runners() -> None:
-    history = run(TWO_RUNNERS_SEED, protocol=takes_back_what_it_released)
-    assert "two runners: destination, source" in history.violations
-    assert not run(TWO_RUNNERS_SEED).violations
+    blind = [run(seed, protocol=takes_back_what_it_released) for seed in TWO_RUNNERS_SEEDS]
+    assert any("two runners: destination, source" in history.violations for history in blind)
+    assert not [history for seed in TWO_RUNNERS_SEEDS if (history := run(seed)).violations]
 
 
 def takes_on(sink: Sink) -> int:

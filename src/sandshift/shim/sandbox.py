@@ -291,13 +291,15 @@ class LiveSandbox:
     async def _end(self, exit_code: int, moved_to: str) -> None:
         self.end_expected = True
         self.moved_to = moved_to
+        known = self.life is not Life.ABSENT or self.places.sandbox_file.exists()
         await self._tear_down()
         self.life = Life.STOPPED
         self.exit_code = exit_code
         self.exited_at_ns = time.time_ns()
         await self._end_all(exit_code, self.exited_at_ns, moved_to)
         self.ended.set()
-        await self._save_end()
+        if known:  # Else there never was a sandbox, and a later shim must not find one that has ended.
+            await self._save_end()
 
     async def _save_end(self) -> None:
         try:
