@@ -49,8 +49,8 @@ OURS_AT_FIRST: Final = {
     for name in (
         "config", "errors", "identifiers", "sandbox", "sandbox.model", "session", "session.states", "status", "shim",
         "shim.arguments", "shim.durable", "shim.haste", "shim.headless", "shim.identity", "shim.late", "shim.lightly", "shim.log",
-        "shim.migration", "shim.migration.desk", "shim.migration.last", "shim.parts", "shim.places", "shim.sandbox",
-        "shim.sandbox_service", "shim.serve", "shim.stopwatch", "shim.tasks", "shim.tasks.events",
+        "shim.migration", "shim.migration.desk", "shim.migration.last", "shim.own_socket", "shim.parts", "shim.places",
+        "shim.sandbox", "shim.sandbox_service", "shim.serve", "shim.stopwatch", "shim.tasks", "shim.tasks.events",
     )
 }  # fmt: skip
 """Of sandshift's own modules, beside the generated ones."""

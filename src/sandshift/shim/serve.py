@@ -24,6 +24,7 @@ from sandshift.shim.identity import started_ticks_of
 from sandshift.shim.late import load_rest, register_late
 from sandshift.shim.log import begin as log_begin
 from sandshift.shim.migration.desk import Desk
+from sandshift.shim.own_socket import bound, withdraw
 from sandshift.shim.parts import LateParts, Parts
 from sandshift.shim.places import Places
 from sandshift.shim.sandbox import LiveSandbox
@@ -241,9 +242,11 @@ async def _serve(arguments: Arguments, config: Config, places: Places, listener:
     events = Publisher(events_address(places), arguments.namespace)
     server = ShimServer(config, places, parts, arguments.namespace, arguments.id, events)
     settle()
+    address = config.shim_socket(arguments.namespace, arguments.id)
+    ours = bound(address)
     nothing_left = await server.run(listener, headless=arguments.headless)
     if nothing_left:
         log.info("the session is over and nothing of sandbox %s is here: this shim ends itself", arguments.id)
-        await asyncio.to_thread(forget, places)
-    for path in (config.shim_socket(arguments.namespace, arguments.id), places.shim_pid_file):
-        path.unlink(missing_ok=True)
+    drop = functools.partial(forget, places) if nothing_left else None
+    if not await asyncio.to_thread(withdraw, address, places.shim_pid_file, ours, drop):
+        log.info("another shim of sandbox %s has begun: all is left to it", arguments.id)

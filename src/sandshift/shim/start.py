@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import _socket
 import errno
-import fcntl
 import os
 import sys
 
@@ -18,6 +17,7 @@ from sandshift.shim.by_hand import protobuf_strings
 from sandshift.shim.ground import Ground, containerd_is_two
 from sandshift.shim.grouping import pod_of_bundle
 from sandshift.shim.identity import started_ticks_of
+from sandshift.shim.own_socket import lock_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -84,9 +84,8 @@ def bind(place: str | os.PathLike[str]) -> _socket.socket | None:
     try:
         os.makedirs(folder, mode=0o700, exist_ok=True)  # noqa: PTH103
         # A socket that is bound and does not listen yet looks like a dead shim's: another `start` must not meet it.
-        lock = os.open(f"{folder}/.{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock = lock_of(folder, name)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
             return _bind(path)
         finally:
             os.close(lock)
@@ -126,6 +125,15 @@ def write_pid_file(place: str | os.PathLike[str], pid: int) -> None:
     temporary = f"{folder}/.{name}.start"
     _write(temporary, f'{{"pid": {pid}, "started_ticks": {started_ticks_of(pid)}}}')
     os.replace(temporary, path)  # noqa: PTH105
+
+
+def _read(path: str) -> str:
+    """Empty: it is not there, or cannot be read."""
+    try:
+        with open(path) as file:  # noqa: PTH123
+            return file.read()
+    except (OSError, ValueError):
+        return ""
 
 
 def _write(path: str, text: str) -> None:
@@ -185,8 +193,9 @@ def start(arguments: Arguments, ground: Ground) -> bytes:
         run_dir = ground.sandbox_run_dir(arguments.namespace, arguments.id)
         os.makedirs(run_dir, mode=0o700, exist_ok=True)  # noqa: PTH103
         _enter_network_namespace(ground.network_namespace)
+        before = _read(f"{run_dir}/shim.pid")
         if (child := os.fork()) == 0:
-            _serve(arguments, listener, run_dir)
+            _serve(arguments, listener, run_dir, before)
         listener.close()
         _try(
             lambda: write_pid_file(f"{run_dir}/shim.pid", child)
@@ -227,8 +236,8 @@ def _read_stdin() -> bytes:
     return found
 
 
-def _serve(arguments: Arguments, listener: _socket.socket, run_dir: str) -> None:
-    """The child: never returns."""
+def _serve(arguments: Arguments, listener: _socket.socket, run_dir: str, before: str) -> None:
+    """The child: never returns. `before`: the pid file of the shim before it."""
     code = 1
     try:
         # Before anything is loaded: our caller reads until we have let go of its pipes.
@@ -242,6 +251,10 @@ def _serve(arguments: Arguments, listener: _socket.socket, run_dir: str) -> None
         load_lightly()
         from sandshift.shim.serve import serve_from_start  # noqa: PLC0415 - only the child pays for it
 
+        if before:
+            from sandshift.shim.predecessor import wait_for_end  # noqa: PLC0415 - most shims have none
+
+            wait_for_end(before)
         serve_from_start(arguments, listener.detach())
         code = 0
     except BaseException:  # noqa: BLE001 - the last line of a process: written down, whatever it is
