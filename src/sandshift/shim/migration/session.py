@@ -61,6 +61,11 @@ FRAMES_WAITING_MAX: Final = 64
 """Frames that were read and are not handled yet. Beyond it no more are read: a peer that floods fills its own socket."""
 
 
+def _retrieve(answer: asyncio.Future[Refusal | None]) -> None:
+    if not answer.cancelled():
+        answer.exception()
+
+
 def first_ask_number() -> int:
     """Questions are counted on from a random 64-bit number in each process life; half the range is left to count in."""
     return secrets.randbits(63) | 1
@@ -218,6 +223,7 @@ class Session:
     async def _answered(self, event: CallMade | ForceResume) -> None:
         """Feed a call and wait for its Reply; a question that is not answered in time ends it."""
         answer = self._answer = asyncio.get_running_loop().create_future()
+        answer.add_done_callback(_retrieve)  # A step that fails is told to `feed` as well, which raises first.
         await self.feed(event)
         while not answer.done():
             pending = self.party.pending
