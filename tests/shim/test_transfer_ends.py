@@ -20,7 +20,7 @@ from sandshift.shim.migration.source import Source
 from sandshift.vmm.machine import ChannelSecurity, MigrationStatus, TransferSettings
 from sandshift.wire.migration import messages_pb2 as m
 from sandshift.wire.migration import options_pb2 as o
-from tests.shim.house import TwoHosts, two_hosts
+from tests.shim.house import TwoHosts, channel, two_hosts
 
 STOP, RESUME = 1, 2
 
@@ -191,6 +191,38 @@ async def test_a_destination_that_fails_as_transfer_is_called_answers_why_it_fai
     with pytest.raises(ttrpc.StatusError, match="QEMU refused to receive") as told:
         await moving
     assert told.value.code is ttrpc.Code.UNAVAILABLE
+
+
+async def test_a_transfer_that_waits_for_its_socket_goes_on_though_a_second_call_comes_with_it(
+    hosts: TwoHosts,
+) -> None:
+    """Two coordinators: one waits in TransferSandbox, the other hands the socket over and calls in the same moment."""
+    await hosts.prepare()
+    books = source_of(hosts).books
+    write, is_begun = books.write_records, asyncio.Event()
+
+    async def slowly(records: list[Record]) -> None:
+        if records[-1].state is State.TRANSFERRING:
+            is_begun.set()
+            await asyncio.sleep(0.1)  # The disk's time, not the test's.
+        await write(records)
+
+    books.write_records = slowly  # type: ignore[method-assign]
+    request = m.TransferSandboxRequest(session_id=hosts.session)
+    waiting = asyncio.create_task(hosts.s.migration.transfer_sandbox(request, timeout_s=20))
+    while source_of(hosts).session.state is not State.SOCKET_WAITING:
+        await asyncio.sleep(0)
+    source, destination = channel()
+    with source, destination:
+        await hosts.d.give_socket(hosts.session, destination)
+        giving = asyncio.create_task(hosts.s.give_socket(hosts.session, source))
+        calling = asyncio.create_task(hosts.s.migration.transfer_sandbox(request, timeout_s=20))
+        receiving = hosts.d.migration.transfer_sandbox(request, timeout_s=20)
+        await asyncio.gather(giving, calling, waiting, receiving)
+    await hosts.d.finalize(hosts.session, RESUME)
+    await hosts.s.finalize(hosts.session, STOP)
+    assert is_begun.is_set()
+    assert hosts.runners() == ["destination"]
 
 
 async def test_a_destination_to_which_nothing_ever_comes_ends_at_its_deadline(tmp_path: Path) -> None:

@@ -64,6 +64,7 @@ class SessionSide(ABC):
         self.deadline_s = bounds.transfer_deadline_s
         """Of the transfer: the host's, or what TransferSandbox named."""
         self._began_s = time.monotonic()
+        self._starting = asyncio.Lock()
         self._task_transfer: asyncio.Task[None] | None = None
 
     # What the Session asks of its host
@@ -212,13 +213,14 @@ class SessionSide(ABC):
     async def _transfer(self, *, anew: bool) -> None: ...
 
     async def mark_started(self) -> None:
-        """The session is Transferring. Idempotent."""
-        transfer = self.session.transfer
-        if not transfer.started:
-            transfer.started = True
-            self._began_s = time.monotonic()
-            self.session.record.transfer_started(self.sandbox.clock_us())
-            await self.session.feed(Moved(Event.TRANSFER_STARTED))
+        """The session is Transferring, on disk too, when this returns. Idempotent."""
+        async with self._starting:  # A call and the transfer's own task may come together.
+            transfer = self.session.transfer
+            if not transfer.started:
+                transfer.started = True
+                self._began_s = time.monotonic()
+                self.session.record.transfer_started(self.sandbox.clock_us())
+                await self.session.feed(Moved(Event.TRANSFER_STARTED))
 
     async def fail(self, outcome: Outcome, message: str) -> None:
         """The transfer has not come to a good end: the protocol first, then who waits."""
