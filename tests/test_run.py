@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -213,6 +214,29 @@ def sourced(script: str) -> subprocess.CompletedProcess[str]:
         text=True,
         timeout=60,
         check=False,
+    )
+
+
+def test_with_json_a_set_up_that_refuses_is_one_object(tmp_path: Path) -> None:
+    answer = run("demo", "--json", os_release=os_release(tmp_path, ID="fedora", VERSION_ID="42"))
+    assert answer.returncode == 1
+    told = json.loads(answer.stdout)
+    assert (told["ok"], told["code"]) == (False, "FAILED_PRECONDITION")
+    assert told["error"].startswith("fedora 42 is not supported")
+    assert answer.stderr == f"run: {told['error']}\n"
+
+
+def test_what_a_set_up_quotes_is_json_all_the_same() -> None:
+    answer = sourced("json=yes; exec 3>&1; die 'it said \"no\\way\"'")
+    assert json.loads(answer.stdout)["error"] == 'it said "no\\way"'
+
+
+def test_a_folder_that_cannot_be_written_is_one_line_with_its_remedy() -> None:
+    answer = sourced("STATE=/proc/not/writable; need fast")
+    assert answer.returncode == 1
+    assert answer.stderr == (
+        "run: /proc/not/writable cannot be written here (did root make it?): run this as root,"
+        f" or remove {ROOT}//proc/not/writable\n"
     )
 
 

@@ -3,10 +3,15 @@
 
 say() { printf 'run: %s\n' "$*" >&2; }
 
+# With --json a set-up that refuses is one object on the command's own stdout (descriptor 3), as when the command itself fails.
 die() {
     printf 'run: %s\n' "$*" >&2
+    [ -z "${json:-}" ] || printf '{"ok": false, "error": "%s", "code": "FAILED_PRECONDITION"}\n' "$(escaped "$*")" >&3
     exit 1
 }
+
+# escaped TEXT: as it stands between the quotes of a JSON string.
+escaped() { printf '%s' "$1" | tr '\t\n\r' '   ' | tr -d '\001-\037' | sed 's/\\/\\\\/g; s/"/\\"/g'; }
 
 # quietly LOG WHAT COMMAND...: runs it with its output in LOG; when it fails, WHAT and the output's last complaint are one line.
 quietly() {

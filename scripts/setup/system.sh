@@ -52,13 +52,13 @@ run_here() {
     PATH="$PWD/$VENV/bin:$PATH"
     export PATH
     export SANDSHIFT_VENV="$VENV" PYTHONPATH="$PWD" VIRTUAL_ENV="$PWD/$VENV"
-    exec "$@"
+    exec "$@" 3>&-
 }
 
 run_as_root() {
     find_root "./run $command"
     [ -n "$sudo" ] || run_here "$@"
-    exec sudo env "PATH=$PWD/$VENV/bin:$PATH" "SANDSHIFT_VENV=$VENV" "PYTHONPATH=$PWD" "VIRTUAL_ENV=$PWD/$VENV" "CI=${CI:-}" "$@"
+    exec sudo env "PATH=$PWD/$VENV/bin:$PATH" "SANDSHIFT_VENV=$VENV" "PYTHONPATH=$PWD" "VIRTUAL_ENV=$PWD/$VENV" "CI=${CI:-}" "$@" 3>&-
 }
 
 # A bench is what can be run: a module that ends in a call of its main.
@@ -76,7 +76,8 @@ benches() {
 # need WHAT...: `fast` (Python and its packages), `bench` (with the peers we measure against), `vm`, `vm-tests`, `containerd`, `go`.
 need() {
     distribution
-    mkdir -p "$STATE"
+    { mkdir -p "$STATE" && : >>"$STATE/lock"; } 2>/dev/null ||
+        die "$STATE cannot be written here (did root make it?): run this as root, or remove $PWD/$STATE"
     if has flock && [ -z "${setup_locked:-}" ]; then
         setup_locked=1
         exec 9>"$STATE/lock"

@@ -131,7 +131,7 @@ def load(path: Path | None = None) -> Config:
         document = tomllib.loads(chosen.read_text())
     except (OSError, UnicodeDecodeError) as error:
         raise Rejected(f"configuration {chosen} cannot be read: {error}") from error
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # TOMLDecodeError is one; a number of over 4,300 digits is another
         raise Rejected(f"configuration {chosen} is not TOML: {error}") from error
     return parse(document, source=str(chosen))
 

@@ -441,6 +441,25 @@ def test_a_person_must_type_the_session_id_to_force(
     assert farm.world.called == ["a ForceResume move-1 RELEASED"]
 
 
+class Interrupting(Terminal):
+    """Ctrl-C comes while they look at the question; what they type afterwards is the right answer."""
+
+    def readline(self, size: int | None = -1, /) -> str:
+        os.kill(os.getpid(), signal.SIGINT)
+        return super().readline(-1 if size is None else size)
+
+
+def test_ctrl_c_at_the_question_of_force_resume_sends_nothing(
+    sandshift: Sandshift, farm: Farm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    farm.run_sandbox()._begin("move-1", Side.SOURCE, "TransferCompleted", Cell.RELEASED)
+    monkeypatch.setattr("sys.stdin", Interrupting("move-1\n"))
+    ended = sandshift("session", "force-resume", "--config", farm.config("a"), SANDBOX, "--session", "move-1")
+    assert ended.status == 130
+    assert ended.stderr.endswith("sandshift: interrupted\n")
+    assert farm.world.called == []
+
+
 def test_verbose_shows_the_end_of_the_log_of_the_shim_that_failed(sandshift: Sandshift, farm: Farm) -> None:
     farm.run_sandbox()
     log = farm.world.host("b").config.sandbox_run_dir("default", SANDBOX) / "shim.log"

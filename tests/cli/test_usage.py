@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -88,6 +91,9 @@ WRONG = [
     (["process", "run", "s-1"], "Missing argument '-- COMMAND...'."),
     (["report"], "Missing argument 'SESSION'."),
     (["image", "build", "--sources", "/not/there"], "'--sources': /not/there is not a file"),
+    (["ls", "--config", "x" * 5000], "cannot be looked at: File name too long"),
+    (["run", "--memory", "9" * 400], "'--memory': a number of 400 digits is too large for a size"),
+    (["logs", "s-1", "\udcff"], "word 3 of the command line, '\ufffd', is not UTF-8"),
 ]
 
 
@@ -120,6 +126,66 @@ def test_a_configuration_that_is_wrong_names_file_and_key(sandshift: Sandshift, 
     ended = sandshift("ls", "--config", path)
     assert ended.status == 1
     assert ended.stderr == f"sandshift: configuration {path}: vm.memory_mib = 7 is outside 96 to 1048576\n"
+
+
+def test_a_number_that_python_does_not_read_is_a_wrong_configuration(
+    sandshift: Sandshift, tmp_path: Path
+) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(f"[vm]\nmemory_mib = {'9' * 5000}\n")
+    ended = sandshift("ls", "--config", path)
+    assert ended.status == 1
+    assert ended.stderr.startswith(f"sandshift: configuration {path} is not TOML: ")
+
+
+def program(script: str, **more: Any) -> subprocess.CompletedProcess[str]:
+    """The real program in a process of its own."""
+    start = f"import sys; from sandshift.cli.main import main; {script}"
+    return subprocess.run(
+        [sys.executable, "-c", start], stderr=subprocess.PIPE, text=True, timeout=60, check=False, **more
+    )
+
+
+def test_a_stdout_that_takes_nothing_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(f'[places]\nrun_dir = "{tmp_path}/run"\n')
+    with Path("/dev/full").open("w") as full:
+        ended = program(f"main(['ls', '--json', '--config', {str(path)!r}])", stdout=full)
+    assert ended.returncode == 1
+    assert ended.stderr == "sandshift: the system: No space left on device\n"
+
+
+def test_a_file_whose_name_is_no_text_is_named_all_the_same(tmp_path: Path) -> None:
+    environment = {**os.environ, "SANDSHIFT_CONFIG": "/not/th\udcffere"}
+    ended = program("main(['ls', '--json'])", stdout=subprocess.PIPE, env=environment)
+    assert ended.returncode == 1
+    assert json.loads(ended.stdout)["error"].startswith("configuration /not/th\ufffdere cannot be read")
+    assert "Traceback" not in ended.stderr
+
+
+def test_an_interrupt_before_a_command_has_begun_is_a_document_too() -> None:
+    script = "from sandshift.cli import main as m; m._check_words = lambda _words: (_ for _ in ()).throw(KeyboardInterrupt); m.main(['ls', '--json'])"
+    ended = program(script, stdout=subprocess.PIPE)
+    assert ended.returncode == 130
+    assert json.loads(ended.stdout) == {"error": "interrupted", "code": "CANCELLED"}
+    assert ended.stderr == "sandshift: interrupted\n"
+
+
+def test_a_place_that_this_user_may_not_look_at_is_no_host_without_sandboxes(
+    sandshift: Sandshift, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "run").mkdir()
+    path = tmp_path / "config.toml"
+    path.write_text(f'[places]\nrun_dir = "{tmp_path}/run"\n')
+
+    def refuses(folder: object = ".") -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(folder))  # root may look everywhere
+
+    monkeypatch.setattr(os, "listdir", refuses)
+    monkeypatch.setattr(os, "scandir", refuses)
+    ended = sandshift("ls", "--config", path)
+    assert ended.status == 1
+    assert ended.stderr == f"sandshift: {tmp_path}/run: Permission denied\n"
 
 
 def test_verbose_adds_the_whole_story(sandshift: Sandshift, tmp_path: Path) -> None:

@@ -72,7 +72,11 @@ def existing_file(_context: click.Context, parameter: click.Parameter, value: st
     if value is None:
         return None
     path = Path(value)
-    if not path.is_file():
+    try:
+        is_there = path.is_file()
+    except OSError as error:
+        raise click.BadParameter(f"{value} cannot be looked at: {error.strerror}", param=parameter) from None
+    if not is_there:
         raise click.BadParameter(
             f"{value} is not a file: give the path of a host's config.toml", param=parameter
         )
@@ -123,16 +127,34 @@ def told(frame: Frame) -> Iterator[None]:
     except SandshiftError as error:
         fail(frame, error)
     except (KeyboardInterrupt, asyncio.CancelledError):
-        if frame.as_json:
-            click.echo(json.dumps({"error": "interrupted", "code": "CANCELLED"}))
-        click.echo("sandshift: interrupted", err=True)
-        raise SystemExit(EXIT_INTERRUPTED) from None
+        interrupted(as_json=frame.as_json)
     except BrokenPipeError:
         # Who read our output has gone, as in `sandshift logs | head`: nothing is left to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _write_no_more()
         raise SystemExit(EXIT_FAILED) from None
     except OSError as error:
         fail(frame, of_the_system(error), cause=error)
+
+
+def interrupted(*, as_json: bool) -> NoReturn:
+    """Say so and end with status 130."""
+    if as_json:
+        _echo_document({"error": "interrupted", "code": "CANCELLED"})
+    click.echo("sandshift: interrupted", err=True)
+    raise SystemExit(EXIT_INTERRUPTED) from None
+
+
+def _echo_document(document: object) -> None:
+    """A document in place of the result. A stdout that takes nothing, as on a full disk, leaves the line on stderr."""
+    try:
+        click.echo(json.dumps(document, ensure_ascii=False))
+    except OSError:
+        _write_no_more()
+
+
+def _write_no_more() -> None:
+    """What is still buffered for stdout goes nowhere: Python would try once more as it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def of_the_system(error: OSError) -> Rejected:
@@ -144,12 +166,18 @@ def fail(frame: Frame, error: SandshiftError, *, cause: BaseException | None = N
     """Tell the error and end with status 1."""
     from sandshift.status import status_of  # noqa: PLC0415 - loads protobuf: only a failure pays for it
 
+    message = readable(error.message)
     if frame.as_json:
-        click.echo(json.dumps({"error": error.message, "code": status_of(error)[0].name}, ensure_ascii=False))
-    click.echo(f"sandshift: {one_line(error.message)}", err=True)
+        _echo_document({"error": message, "code": status_of(error)[0].name})
+    click.echo(f"sandshift: {one_line(message)}", err=True)
     if frame.verbose:
         click.echo("".join(traceback.format_exception(cause or error)), err=True, nl=False)
     raise SystemExit(EXIT_FAILED)
+
+
+def readable(text: str) -> str:
+    """The text with a sign in place of what is not UTF-8: a file's name may be any bytes."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def one_line(message: str) -> str:

@@ -13,7 +13,6 @@ from typing import Final, NoReturn
 import click
 
 from sandshift import VERSION
-from sandshift.cli.exits import EXIT_INTERRUPTED
 
 PROGRAM: Final = "sandshift"
 COMMANDS: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
@@ -73,16 +72,32 @@ def cli() -> None:
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """The console script: runs the command line and ends the process with its status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    as_json = "--json" in words
     try:
+        _check_words(words)
         cli.main(words, prog_name=PROGRAM, standalone_mode=False)
     except click.exceptions.Exit as wanted:
         raise SystemExit(wanted.exit_code) from None
     except click.ClickException as error:
-        raise SystemExit(_tell_usage(error, as_json="--json" in words)) from None
-    except click.Abort:
-        click.echo(f"{PROGRAM}: interrupted", err=True)
-        raise SystemExit(EXIT_INTERRUPTED) from None
+        raise SystemExit(_tell_usage(error, as_json=as_json)) from None
+    except (click.Abort, KeyboardInterrupt):
+        from sandshift.cli.frame import interrupted  # noqa: PLC0415 - the help does without asyncio
+
+        interrupted(as_json=as_json)
     raise SystemExit(0)
+
+
+def _check_words(words: Sequence[str]) -> None:
+    """What a guest and a shim are told is text. Raises UsageError, naming the word."""
+    for number, word in enumerate(words, 1):
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            from sandshift.cli.frame import readable  # noqa: PLC0415 - as above
+
+            raise click.UsageError(
+                f"word {number} of the command line, {readable(word)!r}, is not UTF-8"
+            ) from None
 
 
 def _tell_usage(error: click.ClickException, *, as_json: bool) -> int:

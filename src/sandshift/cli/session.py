@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import TypeVar
 
 import click
 
@@ -16,6 +18,8 @@ from sandshift.fleet.sessions import DANGERS, SideReport, force_resume, forceabl
 from sandshift.fleet.sessions import show as show_side
 from sandshift.fleet.shim_client import Shim, connect
 from sandshift.session.statement import Cell
+
+T = TypeVar("T")
 
 _to_option = click.option(
     "--to",
@@ -87,39 +91,34 @@ def session_force_resume(frame: Frame, *, sandbox_id: str, session_id: str, know
     into the session's record and its report.
     """
 
-    async def work() -> Cell:
-        shim = await connect(frame.host(), frame.namespace, sandbox_id)
-        try:
-            return await _force(frame, shim, session_id, known=known)
-        finally:
-            await shim.close()
-
-    cell = run_async(work())
+    host = frame.host()
+    cell = run_async(_with_shim(host, frame, sandbox_id, lambda shim: forceable(shim, session_id)))
+    if not known:
+        # Outside of any event loop: Ctrl-C here ends the command at once.
+        _ask(frame, f"Session {session_id!r} of sandbox {sandbox_id} on host {host.name}", session_id, cell)
+    run_async(_with_shim(host, frame, sandbox_id, lambda shim: force_resume(shim, session_id, cell)))
     frame.emit(
         {"sandbox": sandbox_id, "session": session_id, "forced": True, "cell_before": cell.name},
-        f"{sandbox_id} runs on host {frame.host().name}: forced, and written down in session {session_id}",
+        f"{sandbox_id} runs on host {host.name}: forced, and written down in session {session_id}",
     )
 
 
-async def _force(frame: Frame, shim: Shim, session_id: str, *, known: bool) -> Cell:
-    cell = await forceable(shim, session_id)
-    if not known:
-        _ask(frame, shim, session_id, cell)
-    await force_resume(shim, session_id, cell)
-    return cell
+async def _with_shim(host: Host, frame: Frame, sandbox_id: str, work: Callable[[Shim], Awaitable[T]]) -> T:
+    shim = await connect(host, frame.namespace, sandbox_id)
+    try:
+        return await work(shim)
+    finally:
+        await shim.close()
 
 
-def _ask(frame: Frame, shim: Shim, session_id: str, cell: Cell) -> None:
+def _ask(frame: Frame, what: str, session_id: str, cell: Cell) -> None:
     """Name the danger and have the session id typed. Ends the command if nobody can be asked or the answer is no."""
     if frame.as_json or not sys.stdin.isatty():
         raise click.UsageError(
             f"force-resume asks a person, and nobody is there to ask: {DANGERS[cell]}. Make sure that the"
             " other host is off, then add --yes-i-know-that-two-guests-may-run"
         )
-    click.echo(
-        f"Session {session_id!r} of sandbox {shim.sandbox_id} on host {shim.host.name} is {cell.name}.",
-        err=True,
-    )
+    click.echo(f"{what} is {cell.name}.", err=True)
     click.echo(f"DANGER: {DANGERS[cell]}.", err=True)
     click.echo("Go on only if the other host is off, or its VM is proven gone.", err=True)
     typed = click.prompt(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any, Final
 
@@ -23,7 +24,10 @@ def parse_bytes(text: str) -> int:
     if match is None:
         raise ValueError(f"{text!r} is not a size: write 512, 512M or 1.5G (without a unit: MiB)")
     number, unit = match.groups()
-    return round(float(number) * _UNITS[unit.lower()])
+    size_bytes = float(number) * _UNITS[unit.lower()]
+    if not math.isfinite(size_bytes):
+        raise ValueError(f"a number of {len(number)} digits is too large for a size")
+    return round(size_bytes)
 
 
 def show_bytes(size_bytes: float) -> str:

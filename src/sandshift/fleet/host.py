@@ -71,14 +71,20 @@ class Host:
         return mine.run_dir == others.run_dir or mine.state_dir == others.state_dir
 
     def sandboxes(self) -> list[tuple[str, str]]:
-        """(namespace, id) of every sandbox that has a place under run_dir, sorted."""
+        """(namespace, id) of every sandbox that has a place under run_dir, sorted.
+
+        Raises:
+            PermissionError: this user may not look there.
+        """
         run_dir = Path(self.config.places.run_dir)
         if not run_dir.is_dir():
             return []
         return sorted(
-            (folder.parent.name, folder.name)
-            for folder in run_dir.glob("*/*")
-            if folder.is_dir() and self.has_shim(folder.parent.name, folder.name)
+            (namespace.name, folder.name)
+            for namespace in run_dir.iterdir()  # not glob, which finds nothing where it may not look
+            if namespace.is_dir()
+            for folder in namespace.iterdir()
+            if folder.is_dir() and self.has_shim(namespace.name, folder.name)
         )
 
     def has_shim(self, namespace: str, sandbox_id: str) -> bool:
