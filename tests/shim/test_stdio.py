@@ -290,6 +290,44 @@ async def test_input_whose_answer_was_lost_is_sent_once(fifo: Path, offsets: Off
     again.close()
 
 
+class Stumbling(Stdin):
+    """Takes part of what comes, and its answer is an error, once."""
+
+    stumbles = True
+
+    async def write_input(self, process_id: str, offset: int, data: bytes, *, eof: bool = False) -> int:
+        if data and self.stumbles:
+            self.stumbles = False
+            await super().write_input(process_id, offset, data[:1])
+            raise Unavailable("the link begins anew")
+        return await super().write_input(process_id, offset, data, eof=eof)
+
+
+async def test_input_goes_on_after_an_error_of_the_agent_s_and_nothing_comes_twice(
+    fifo: Path, offsets: Offsets
+):
+    pump, guest = InputPump(fifo, offsets, "c1:"), Stumbling()
+    writer = os.open(fifo, os.O_WRONLY)
+    os.write(writer, b"abc")
+    pump.follow(guest)
+    await guest.until(3)
+    pump.close_input()
+    os.close(writer)
+    async with asyncio.timeout(5):
+        await guest.ended.wait()
+    assert bytes(guest.data) == b"abc"
+    assert not guest.stumbles
+    await pump.let_go()
+    pump.close()
+
+
+def test_stdin_that_is_no_fifo_is_refused(tmp_path: Path, offsets: Offsets):
+    file = tmp_path / "input"
+    file.write_bytes(b"word")
+    with pytest.raises(Rejected, match=r"stdin path .*/input is not a fifo: make it with mkfifo"):
+        InputPump(file, offsets, "c1:")
+
+
 async def test_at_the_destination_input_goes_on_where_the_guest_is(fifo: Path, offsets: Offsets):
     guest = Stdin()
     guest.data += b"said on the source "

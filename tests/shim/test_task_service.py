@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -10,8 +11,10 @@ from pathlib import Path
 import pytest
 
 import ttrpc
+from sandshift.errors import Unavailable
 from sandshift.wire.containerd import cgroup_metrics_pb2, task_types_pb2
 from sandshift.wire.containerd import task_pb2 as pb
+from tests.shim.fake_agent import FakeGuestContainers
 from tests.shim.house import SANDBOX, FakeHost, HostClient
 from tests.shim.pod import Bundle, Containerd, bundles, exec_request, lines, run
 
@@ -304,6 +307,60 @@ async def test_when_the_init_ends_its_exec_sessions_end(client: HostClient, make
     await client.task.wait(pb.WaitRequest(id="c1"), timeout_s=5)
     await client.task.delete(pb.DeleteRequest(id="c1"))
     await containerd.until("/tasks/exit", 2)
+
+
+async def test_who_waits_for_an_exec_session_that_is_never_started_hears_when_its_container_is_deleted(
+    client: HostClient, make, containerd: Containerd
+):
+    """Clients wait before they start, so as to miss no end."""
+    bundle = make("c1", ["wait"])
+    await run(client.task, bundle)
+    await client.task.exec(exec_request(bundle, "e1", ["wait"]))
+    waiting = asyncio.create_task(client.task.wait(pb.WaitRequest(id="c1", exec_id="e1"), timeout_s=20))
+    await client.task.kill(pb.KillRequest(id="c1", signal=KILL))
+    await client.task.wait(pb.WaitRequest(id="c1"), timeout_s=5)
+    await client.task.delete(pb.DeleteRequest(id="c1"), timeout_s=5)
+    assert (await asyncio.wait_for(waiting, 5)).exit_status == 0
+    await containerd.until("/tasks/delete")
+    assert containerd.topics.count("/tasks/exit") == 1, "what never ran has no end to tell"
+
+
+async def test_a_start_that_failed_is_no_start_for_the_next_shim_either(
+    client: HostClient, host: FakeHost, make, monkeypatch: pytest.MonkeyPatch
+):
+    await client.task.create(make("c1", ["wait"]).create_request())
+
+    async def fails(_containers: object, _container_id: str) -> None:
+        raise Unavailable("the agent did not answer")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FakeGuestContainers, "start", fails)
+        await refused(client.task.start(pb.StartRequest(id="c1")), ttrpc.Code.UNAVAILABLE, "did not answer")
+    await client.connection.close()
+    await host.stop()
+    await host.start()
+    again = await host.client()
+    assert await status(again, "c1") == "CREATED"
+    await again.task.start(pb.StartRequest(id="c1"))
+    assert await status(again, "c1") == "RUNNING"
+    await again.connection.close()
+
+
+@pytest.mark.parametrize(
+    ("linux", "words"),
+    [([1], r"linux: \[1\] is no JSON object"), ({"namespaces": ["x"]}, "linux.namespaces")],
+    ids=["a list", "a word for a namespace"],
+)
+async def test_a_first_container_whose_spec_is_none_is_refused_before_there_is_a_vm(
+    host: FakeHost, make, linux: object, words: str
+):
+    bundle = make("c1", ["wait"])
+    path = Path(bundle.create_request().bundle) / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "linux": linux}))
+    client = await host.client()
+    await refused(client.task.create(bundle.create_request()), ttrpc.Code.INVALID_ARGUMENT, words)
+    assert host.world.processes == {}
+    await client.connection.close()
 
 
 async def test_a_paused_container_stands_still(client: HostClient, make, containerd: Containerd):

@@ -7,6 +7,7 @@ before it is answered. The guest's agent does the work, and keeps output and exi
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import time
@@ -213,6 +214,8 @@ class Containers(Roster):
             record.started = False
             if process.exec_id:
                 process.close_stdio()
+            with contextlib.suppress(SandshiftError):  # A later shim must not find it started, either.
+                await self.save()
             raise
         if process.exec_id:
             process.follow(guest)
@@ -291,9 +294,7 @@ class Containers(Roster):
         await process.drain()
         if self._guest is not None and process.record.pid:
             await self._guest.forget_process(process.process_id)
-        if not process.exited:
-            process.record.exit_code = 0
-            process.exit.set_result(Exit(0, time.time_ns()))
+        _resolve(process)
         container.drop_exec(process.exec_id)
         await process.forget()
         await self.save()
@@ -301,6 +302,7 @@ class Containers(Roster):
     async def _delete(self, container: LiveContainer) -> None:
         if not container.init.exited:
             await self._end_unstarted(container)
+        await self._end_execs(container)
         await asyncio.gather(*(process.drain() for process in container.processes() if process.exited))
         if self._guest is not None:
             await self._forget_in_guest(container)
@@ -310,6 +312,18 @@ class Containers(Roster):
         await self._let_disks_go(container)
         await self.save()
         tell.deleted(self._sandbox.events, container)
+
+    async def _end_execs(self, container: LiveContainer) -> None:
+        """The init has ended, and with it every exec session: whoever waits for one hears of it."""
+        execs = [process for process in container.processes() if process.exec_id and not process.exited]
+        started = [process for process in execs if process.record.started]
+        if started and self._guest is not None:  # How each has ended is on its way.
+            await asyncio.wait([asyncio.shield(process.exit) for process in started], timeout=KILL_S)
+        for process in execs:
+            if process.record.started:
+                process.end(Exit(128 + SIGKILL, time.time_ns()))
+            else:
+                _resolve(process)
 
     async def _end_unstarted(self, container: LiveContainer) -> None:
         init = container.init
@@ -377,6 +391,13 @@ class Containers(Roster):
 
     def close_input(self, container_id: str, exec_id: str) -> None:
         self.get(container_id).process(exec_id).close_input()
+
+
+def _resolve(process: ContainerProcess) -> None:
+    """One that was never started and is deleted: whoever waits for it hears so, and containerd nothing."""
+    if not process.exited:
+        process.record.exit_code = 0
+        process.exit.set_result(Exit(0, time.time_ns()))
 
 
 def _json(name: str, data: bytes) -> Mapping[str, Any]:

@@ -12,9 +12,11 @@ import ctypes
 import functools
 import logging
 import os
+import stat
 from typing import TYPE_CHECKING, Final, Protocol
 
-from sandshift.errors import SandshiftError, Unavailable
+from sandshift.errors import Rejected, Unavailable
+from sandshift.shim.processes import until_done
 from sandshift.shim.tasks.offsets import INPUT_ASK, INPUT_CLOSED, STDIN, Offsets
 from sandshift.shim.tasks.stdio import readable
 
@@ -38,7 +40,7 @@ class InputPump:
     containerd that ends and comes again) is no end of input: only CloseIO makes it one."""
 
     def __init__(self, path: Path, offsets: Offsets, process_id: str) -> None:
-        """Raises Unavailable if the fifo cannot be opened."""
+        """Raises Unavailable if the fifo cannot be opened; Rejected if it is none."""
         self._offsets = offsets
         self._process_id = process_id
         self._task: asyncio.Task[None] | None = None
@@ -46,6 +48,8 @@ class InputPump:
         """The last one that was told to stop: it may still be waiting on a descriptor."""
         self._fifo = self._keeper = -1
         try:
+            if not stat.S_ISFIFO(path.stat().st_mode):
+                raise Rejected(f"stdin path {path} is not a fifo: make it with mkfifo, or leave stdin empty")
             self._fifo = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             if not offsets.has(INPUT_CLOSED):
                 self._keeper = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -96,17 +100,19 @@ class InputPump:
             setattr(self, name, -1)
 
     async def _run(self, guest: TakesInput) -> None:
-        """Task: ends with the input, with the process, or when cancelled; what goes wrong is logged."""
+        """Task: ends with the input, with the process, or when cancelled. After an error of the agent's it begins again."""
+        what = f"stdin of {self._process_id}"
         try:
-            await self._catch_up(guest)
-            while (data := await self._look()) is not None:
-                at = self._offsets[STDIN]
-                self._consume(await guest.write_input(self._process_id, at, data) - at)
-            await guest.write_input(self._process_id, self._offsets[STDIN], b"", eof=True)
-        except SandshiftError as error:
-            log.info("stdin of %s is not pumped any more: %s", self._process_id, error)
+            await until_done(what, lambda: self._pump(guest), progress=lambda: self._offsets[STDIN])
         except OSError as error:
-            log.warning("stdin of %s is not pumped any more: %s", self._process_id, error)
+            log.warning("%s is not pumped any more: %s", what, error)
+
+    async def _pump(self, guest: TakesInput) -> None:
+        await self._catch_up(guest)
+        while (data := await self._look()) is not None:
+            at = self._offsets[STDIN]
+            self._consume(await guest.write_input(self._process_id, at, data) - at)
+        await guest.write_input(self._process_id, self._offsets[STDIN], b"", eof=True)
 
     async def _catch_up(self, guest: TakesInput) -> None:
         """What the agent took and an earlier shim did not take out of the fifo any more."""

@@ -17,6 +17,7 @@ from sandshift import VERSION
 from sandshift.errors import NotSupported, Rejected
 from sandshift.identifiers import identifier, shown
 from sandshift.sandbox.model import SOURCE_CONTAINER_ANNOTATION
+from sandshift.sandbox.oci import PodShare, guest_spec
 from sandshift.sandbox.patching import Mount, Patch
 from sandshift.shim.pod import pod_of_spec
 from sandshift.shim.sandbox import Life
@@ -111,6 +112,7 @@ class TaskService(task_ttrpc.TaskService):
             if sandbox.life is not Life.ABSENT and not self._containers.own_sandbox:
                 return
             if sandbox.life is Life.ABSENT:
+                guest_spec(spec, pod=PodShare())  # What cannot be had in a VM is refused before there is one.
                 pod = pod_of_spec(sandbox.sandbox_id, spec, annotations)
                 await sandbox.create(pod.model, pod.wish, pod.share, awaiting=False)
                 self._containers.own_sandbox = True
