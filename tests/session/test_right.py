@@ -139,10 +139,18 @@ class TestDeathOfTheOwnVm:
         _, steps = right.handle(party(Cell.RELEASED, call=Call.RESUME), right.VmDied())
         assert told(steps) == "write GONE, send GONE, FP"
 
-    def test_while_it_is_started_makes_the_destination_lost(self) -> None:
-        starting, _ = right.handle(party(Cell.HELD), CallMade(Call.RESUME))
+    @pytest.mark.parametrize(
+        ("state", "then"),
+        [
+            (State.TRANSFER_COMPLETED, "write LOST, send LOST, FP"),
+            (State.CANCELLED, "write LOST+Cancelled, send LOST, FP"),
+        ],
+    )
+    def test_while_it_is_started_makes_the_destination_lost(self, state: State, then: str) -> None:
+        """Also when the session was cancelled before that RESUME."""
+        starting, _ = right.handle(party(Cell.HELD, state), CallMade(Call.RESUME))
         after, steps = right.handle(starting, right.VmDied())
-        assert told(steps) == "write LOST, send LOST, FP"
+        assert told(steps) == then
         assert after.cell is Cell.LOST
         assert "whether it ran is unknowable" in _refusal(steps).message
 
@@ -372,6 +380,16 @@ class TestForce:
         assert told(steps) == "FP"
         assert "the operator decided on OPEN" in _refusal(steps).message
         assert not after.record.forced
+
+    def test_a_forced_destination_goes_on_where_the_source_said_that_its_streams_ended(self) -> None:
+        """Whatever the source said last: a frame, or a receipt that was carried here and did not help."""
+        heard = replace(party(Cell.READY), peer=Statement(Cell.OPEN, handover=b"offsets"))
+        after, _ = right.handle(heard, right.ForceResume(Cell.READY))
+        assert after.record.peer_handover == b"offsets"
+        returning = party(Cell.RETURNING)
+        written = replace(returning, record=replace(returning.record, peer_handover=b"earlier"))
+        after, _ = right.handle(written, right.ForceResume(Cell.RETURNING))
+        assert after.record.peer_handover == b"earlier"
 
     @pytest.mark.parametrize("cell", [c for c in Cell if c not in right.FORCEABLE])
     def test_is_refused_where_the_protocol_decides(self, cell: Cell) -> None:

@@ -18,6 +18,7 @@ from sandshift.session.states import Side, State
 from sandshift.shim.durable import AppendOnlyFile, Disk
 from sandshift.shim.migration import last
 from sandshift.shim.migration.books import Books, key_file
+from sandshift.shim.migration.session import first_ask_number
 from sandshift.shim.places import Places
 from sandshift.shim.serve import ShimServer
 from sandshift.wire.migration import messages_pb2 as m
@@ -50,6 +51,14 @@ async def moved(hosts: TwoHosts) -> None:
     await hosts.ready()
     await hosts.d.finalize(hosts.session, RESUME)
     await hosts.s.finalize(hosts.session, STOP)
+
+
+def test_every_life_of_a_shim_counts_its_questions_from_a_number_of_its_own() -> None:
+    """An answer to a question of the process before must never be taken for one to a question of this one."""
+    firsts = {first_ask_number() for _ in range(1000)}
+    assert len(firsts) == 1000
+    assert min(firsts) > 0  # 0: no question.
+    assert 1 << 60 < max(firsts) < 1 << 63  # Half of 64 bits is left to count in.
 
 
 class Killed(BaseException):

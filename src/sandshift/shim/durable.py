@@ -24,11 +24,13 @@ T = TypeVar("T")
 
 
 def make_folder(path: Path) -> Path:
-    """Make `path` and its parents, each readable by the owner only. Raises Unavailable with the reason."""
+    """Make `path` and its parents, each durable and readable by the owner only. Raises Unavailable with the reason."""
     try:
         for folder in (*reversed(path.parents), path):
             if not folder.is_dir():  # mkdir(parents=True) would leave the parents to the umask.
                 folder.mkdir(mode=FOLDER_MODE, exist_ok=True)
+                # Else a crash of the host takes the folder, with all that was synced in it.
+                sync_folder(folder.parent)
     except OSError as error:
         raise Unavailable(f"{path} cannot be made: {error.strerror}") from error
     return path

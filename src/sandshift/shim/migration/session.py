@@ -223,9 +223,8 @@ class Session:
     async def _answered(self, event: CallMade | ForceResume) -> None:
         """Feed a call and wait for its Reply; a question that is not answered in time ends it."""
         answer = self._answer = asyncio.get_running_loop().create_future()
-        answer.add_done_callback(
-            _retrieve
-        )  # A step that fails is told to `feed` as well, which raises first.
+        # A step that fails is told to `feed` as well, which raises first.
+        answer.add_done_callback(_retrieve)
         await self.feed(event)
         while not answer.done():
             pending = self.party.pending

@@ -234,9 +234,8 @@ class ContainerProcess:
 
     async def drain(self) -> None:
         """The process has ended: wait until the output is through that somebody takes, for DRAIN_S at most."""
-        following = zip(
-            self._tasks, self._sinks.values(), strict=False
-        )  # none is followed in a sandbox that has ended
+        # None is followed in a sandbox that has ended.
+        following = zip(self._tasks, self._sinks.values(), strict=False)
         read = [task for task, sink in following if sink.has_reader()]
         if read:
             await asyncio.wait(read, timeout=DRAIN_S)
