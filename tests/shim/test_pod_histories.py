@@ -102,7 +102,7 @@ class History:
         for before, after in zip(self.there, self.here, strict=True):
             before.stdout.let_go()
             first = await before.stdout.all()
-            lines(first + await after.stdout.until(2 * MANY))
+            assert len(lines(first + await after.stdout.until(2 * MANY))) * 9 > len(first) + 2 * MANY - 9
 
     async def finalize(self, side: str, action: int) -> None:
         """As an orchestrator does it: the other side's statement is carried where the shims do not find each other."""

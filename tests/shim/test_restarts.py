@@ -88,19 +88,6 @@ async def die_in_the_start(hosts: TwoHosts, *, before_cont: bool) -> None:
     hosts.d = await restart(hosts.destination)
 
 
-async def test_a_guest_that_came_into_a_shim_without_create_sandbox_has_arrived_after_a_restart(
-    tmp_path: Path,
-) -> None:
-    """hcsshim's orchestrators import into a shim that nobody has asked for a sandbox (contract 4.3)."""
-    async with two_hosts(tmp_path, awaits=False) as hosts:
-        await hosts.ready()
-        await die_in_the_start(hosts, before_cont=False)
-        await ready_again(hosts.d)
-        await hosts.d.finalize(hosts.session, RESUME)
-        await hosts.s.finalize(hosts.session, STOP)
-        assert hosts.runners() == ["destination"]
-
-
 async def test_a_guest_whose_agent_never_answers_after_a_move_is_this_shim_s_for_the_next_one_too(
     hosts: TwoHosts,
 ) -> None:
@@ -152,15 +139,20 @@ async def ready_again(client: HostClient) -> None:
             await asyncio.sleep(0.005)
 
 
-async def test_a_guest_that_was_started_before_the_shim_died_has_arrived_afterwards(hosts: TwoHosts) -> None:
-    await hosts.ready()
-    await die_in_the_start(hosts, before_cont=False)
-    exited = ("BLACKOUT_EXITED", "SUCCESS")
-    assert exited in await hosts.d.phases(hosts.session, exited)
-    await ready_again(hosts.d)
-    await hosts.d.finalize(hosts.session, RESUME)
-    await hosts.s.finalize(hosts.session, STOP)
-    assert hosts.runners() == ["destination"]
+@pytest.mark.parametrize("awaits", [True, False], ids=["CreateSandbox", "no CreateSandbox"])
+async def test_a_guest_that_was_started_before_the_shim_died_has_arrived_afterwards(
+    tmp_path: Path, *, awaits: bool
+) -> None:
+    """hcsshim's orchestrators import into a shim that nobody has asked for a sandbox (contract 4.3)."""
+    async with two_hosts(tmp_path, awaits=awaits) as hosts:
+        await hosts.ready()
+        await die_in_the_start(hosts, before_cont=False)
+        exited = ("BLACKOUT_EXITED", "SUCCESS")
+        assert exited in await hosts.d.phases(hosts.session, exited)
+        await ready_again(hosts.d)
+        await hosts.d.finalize(hosts.session, RESUME)
+        await hosts.s.finalize(hosts.session, STOP)
+        assert hosts.runners() == ["destination"]
 
 
 async def test_a_destination_killed_after_the_transfer_asks_the_source_for_the_right_again(
@@ -344,20 +336,16 @@ async def test_the_blackout_counts_what_the_source_s_disk_takes(hosts: TwoHosts)
 
 async def test_the_blackout_counts_the_time_before_a_receipt_was_carried(tmp_path: Path) -> None:
     async with two_hosts(tmp_path, Limits(handover_frame_s=0.3)) as hosts:  # Waited for once: nobody answers.
-        await receipts_are_carried_late(hosts)
-
-
-async def receipts_are_carried_late(hosts: TwoHosts) -> None:
-    await hosts.ready(o.InitializeOptions(memory_transport=1))
-    for active in (source_of(hosts), destination_of(hosts)):
-        assert active.session.channel is not None
-        active.session.channel.cut()
-    await asyncio.sleep(0.3)  # The guest stands still, and that is what is measured.
-    with pytest.raises(ttrpc.StatusError):
-        await hosts.s.finalize(hosts.session, STOP, (await hosts.d.status()).session.receipt)
-    await hosts.d.finalize(hosts.session, RESUME, (await hosts.s.status()).session.receipt)
-    assert await hosts.blackout_ms() >= 300
-    assert destination_of(hosts).blackout is not None
+        await hosts.ready(o.InitializeOptions(memory_transport=1))
+        for active in (source_of(hosts), destination_of(hosts)):
+            assert active.session.channel is not None
+            active.session.channel.cut()
+        await asyncio.sleep(0.3)  # The guest stands still, and that is what is measured.
+        with pytest.raises(ttrpc.StatusError):
+            await hosts.s.finalize(hosts.session, STOP, (await hosts.d.status()).session.receipt)
+        await hosts.d.finalize(hosts.session, RESUME, (await hosts.s.status()).session.receipt)
+        assert await hosts.blackout_ms() >= 300
+        assert destination_of(hosts).blackout is not None
 
 
 @pytest.mark.parametrize("with_socket", [False, True])

@@ -18,7 +18,7 @@ from sandshift.shim.identity import started_ticks_of
 from sandshift.shim.start import bind, write_pid_file
 from sandshift.wire.containerd import sandbox_pb2
 from sandshift.wire.migration import messages_pb2 as m
-from tests.shim.house import SANDBOX, FakeHost, TwoHosts, two_hosts
+from tests.shim.house import SANDBOX, FakeHost, two_hosts
 
 
 @pytest.fixture
@@ -104,15 +104,11 @@ async def test_an_error_of_the_disk_is_unavailable_and_named(tmp_path: Path) -> 
 
 async def test_books_go_though_the_report_cannot_be_kept(tmp_path: Path) -> None:
     async with two_hosts(tmp_path) as hosts:
-        await cleaned_up_without_reports(hosts)
-
-
-async def cleaned_up_without_reports(hosts: TwoHosts) -> None:
-    await hosts.export()
-    places = hosts.source.places
-    places.reports_dir.parent.mkdir(parents=True, exist_ok=True)
-    places.reports_dir.write_text("not a folder")
-    await hosts.s.finalize(hosts.session, 2)
-    await hosts.s.migration.cleanup(m.CleanupRequest(session_id=hosts.session))
-    assert not places.journal_file.exists()
-    assert not places.journal_file.with_name("session.key").exists()
+        await hosts.export()
+        places = hosts.source.places
+        places.reports_dir.parent.mkdir(parents=True, exist_ok=True)
+        places.reports_dir.write_text("not a folder")
+        await hosts.s.finalize(hosts.session, 2)
+        await hosts.s.migration.cleanup(m.CleanupRequest(session_id=hosts.session))
+        assert not places.journal_file.exists()
+        assert not places.journal_file.with_name("session.key").exists()

@@ -256,8 +256,9 @@ async def test_a_generator_is_closed_when_its_connection_goes() -> None:
     async with serving((SERVER, handler)) as (_, address):
         async with await ttrpc.connect(address) as client:
             await anext(client.server_stream(SERVER, HELLO))
+            assert not closed.is_set()
         async with asyncio.timeout(5):
-            await closed.wait()
+            assert await closed.wait()
 
 
 # Bounds.

@@ -197,9 +197,11 @@ async def test_shutdown_ends_connections_over_transports_too() -> None:
     serving = asyncio.create_task(made.serve_connection(theirs))
     client = ttrpc.Client.over(ours)
     await client.unary(UNARY, HELLO)
+    assert not client.closed.is_set()
     await made.shutdown(grace_s=1)
     await serving
     await client.closed.wait()
+    assert client.closed.is_set()
 
 
 async def test_it_looks_like_a_transport_of_asyncio() -> None:
