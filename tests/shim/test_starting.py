@@ -16,7 +16,7 @@ from sandshift.errors import Unavailable
 from sandshift.shim.durable import Disk
 from sandshift.shim.identity import started_ticks_of
 from sandshift.shim.start import bind, write_pid_file
-from sandshift.wire.containerd import sandbox_pb2
+from sandshift.wire.containerd import sandbox_pb2, task_pb2
 from sandshift.wire.migration import messages_pb2 as m
 from tests.shim.house import SANDBOX, FakeHost, two_hosts
 
@@ -81,6 +81,42 @@ async def test_a_shim_that_is_stopped_before_it_had_a_sandbox_leaves_none_that_h
     assert not host.places.sandbox_file.exists()
     await client.await_sandbox()
     await client.connection.close()
+
+
+@pytest.mark.parametrize("call", ["ShutdownSandbox", "Task.Shutdown"])
+async def test_a_shim_that_is_told_to_end_ends_though_its_caller_goes_away(
+    host: FakeHost, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    monkeypatch.setattr("sandshift.shim.sandbox_service.LINGER_S", 0.0)
+    monkeypatch.setattr("sandshift.shim.tasks.task_service.LINGER_S", 0.0)
+    server = host.server
+    assert server is not None
+    end, is_ending, go_on = server.sandbox.stop, asyncio.Event(), asyncio.Event()
+
+    async def slowly(timeout_s: float) -> None:
+        is_ending.set()
+        await go_on.wait()
+        await end(timeout_s)
+
+    monkeypatch.setattr(server.sandbox, "stop", slowly)
+    client = await host.client()
+    if call == "ShutdownSandbox":
+        await client.start_sandbox()
+        asking = client.sandbox.shutdown_sandbox(sandbox_pb2.ShutdownSandboxRequest(sandbox_id=SANDBOX))
+    else:
+        server.sandbox.containers.own_sandbox = True
+        await client.start_sandbox()
+        asking = client.task.shutdown(task_pb2.ShutdownRequest(id=SANDBOX))
+    calling = asyncio.ensure_future(asking)
+    await is_ending.wait()
+    await client.connection.close()
+    with pytest.raises(ttrpc.ConnectionClosed):
+        await calling
+    while server.server._connections:
+        await asyncio.sleep(0)
+    go_on.set()
+    async with asyncio.timeout(5):
+        await server.shut_down.wait()
 
 
 async def test_a_start_that_cannot_write_down_its_taps_leaves_none(host: FakeHost) -> None:

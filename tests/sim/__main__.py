@@ -51,7 +51,7 @@ class Played:
 
 
 def _play_share(number: int, first: int, options: argparse.Namespace) -> list[Played]:
-    """What one of `options.jobs` processes plays: every so-manieth seed, until time is up."""
+    """What one of `options.jobs` processes plays: its part of the seeds, one after another, until time is up."""
     until_s = time.monotonic() + options.seconds
     played: list[Played] = []
     seeds = itertools.chain(

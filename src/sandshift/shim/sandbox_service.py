@@ -146,10 +146,14 @@ class SandboxService(sandbox_ttrpc.SandboxService):
             )
         )
 
+    async def _end_all(self) -> None:
+        """The sandbox and then the shim, also when whoever asked has gone meanwhile."""
+        await self._sandbox.stop(0)
+        asyncio.get_running_loop().call_later(LINGER_S, self._shut_down)
+
     async def shutdown_sandbox(
         self, request: sandbox_pb2.ShutdownSandboxRequest, context: ttrpc.CallContext
     ) -> sandbox_pb2.ShutdownSandboxResponse:
         self._check(request.sandbox_id)
-        await self._desk.change("ShutdownSandbox", lambda: self._sandbox.stop(0))
-        asyncio.get_running_loop().call_later(LINGER_S, self._shut_down)
+        await self._desk.change("ShutdownSandbox", self._end_all)
         return sandbox_pb2.ShutdownSandboxResponse()

@@ -166,10 +166,14 @@ class TaskService(task_ttrpc.TaskService):
         sandbox = self._sandbox
         ours = self._containers.own_sandbox or sandbox.life is Life.ABSENT
         if ours and not self._containers.all() and self._desk.active is None:
-            if sandbox.life not in ENDED_LIVES:
-                await sandbox.stop(0)
-            asyncio.get_running_loop().call_later(LINGER_S, self._shut_down)
+            await self._desk.change("Task.Shutdown", self._end_all)
         return Empty()
+
+    async def _end_all(self) -> None:
+        """The sandbox, if there is one, and then the shim, also when whoever asked has gone meanwhile."""
+        if self._sandbox.life not in ENDED_LIVES:
+            await self._sandbox.stop(0)
+        asyncio.get_running_loop().call_later(LINGER_S, self._shut_down)
 
     # What stands
 
