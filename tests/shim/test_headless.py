@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 import ttrpc
 from sandshift.shim import serve
-from sandshift.shim.headless import forget, forsaken
+from sandshift.shim.headless import forget, forsaken, unvisited
 from sandshift.wire.migration import messages_pb2 as m
 from tests.shim.house import FakeHost, TwoHosts, two_hosts
 
@@ -103,4 +104,29 @@ async def test_the_server_ends_by_itself_only_if_nobody_else_would_end_it(
         await asyncio.sleep(2 * AFTER_S)
         host.server.shut_down.set()
     assert await asyncio.wait_for(running, 5) is headless
+    host.server = None
+
+
+@pytest.mark.parametrize("what", ["nobody", "a caller", "a sandbox on disk"])
+async def test_a_shim_to_which_nobody_ever_came_ends_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """containerd has gone before it heard what `start` answered."""
+    monkeypatch.setattr(serve, "unvisited", functools.partial(unvisited, after_s=AFTER_S))
+    host = FakeHost(tmp_path, "alone")
+    await host.start()
+    assert host.server is not None
+    listener = ttrpc.listen(str(tmp_path / "another.sock"))
+    running = asyncio.create_task(host.server.run(listener))
+    await asyncio.sleep(0)
+    if what == "a sandbox on disk":
+        host.places.sandbox_file.parent.mkdir(parents=True, exist_ok=True)
+        host.places.sandbox_file.touch()
+    if what == "a caller":
+        await (await host.client()).connection.close()
+    if what != "nobody":
+        await asyncio.sleep(2 * AFTER_S)
+        assert not running.done()
+        host.server.shut_down.set()
+    assert await asyncio.wait_for(running, 5) is (what == "nobody")
     host.server = None

@@ -1,7 +1,7 @@
-"""A shim that `delete` brought back so that its session can go on: it ends itself when there is nothing left to do here.
+"""Shims that nobody else would end: each ends itself when there is nothing to do for it here.
 
-containerd has its answer and will call no more, so nobody else would. While the guest runs here the shim stays: it is the
-sandbox's only door.
+One that `delete` brought back so that its session can go on: containerd has its answer and will call no more. While the guest
+runs here the shim stays: it is the sandbox's only door. And one whose `start` was answered to nobody, for containerd had gone.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ if TYPE_CHECKING:
     from sandshift.shim.migration.desk import Desk
     from sandshift.shim.places import Places
     from sandshift.shim.sandbox import LiveSandbox
+    from ttrpc import Server
 
 FORSAKEN_S: Final = 60.0
 """How long it stays with nothing to do: whoever drove the session may still ask how it ended, or begin another."""
 LOOK_S: Final = 1.0
+UNVISITED_S: Final = 60.0
+"""How long a new shim waits for its first caller; containerd connects as soon as `start` has answered."""
 
 
 async def forsaken(
@@ -31,6 +34,13 @@ async def forsaken(
         elif loop.time() - needed_at_s >= after_s:
             return
         await asyncio.sleep(look_s)
+
+
+async def unvisited(server: Server, sandbox: LiveSandbox, *, after_s: float = UNVISITED_S) -> None:
+    """Returns if nobody has connected within `after_s` and there is no sandbox; else never."""
+    await asyncio.sleep(after_s)
+    if server.connections_taken or sandbox.places.sandbox_file.exists():
+        await asyncio.Event().wait()
 
 
 def forget(places: Places) -> None:

@@ -19,7 +19,7 @@ from sandshift.config import Config, load
 from sandshift.errors import SandshiftError
 from sandshift.shim.arguments import Arguments
 from sandshift.shim.durable import make_folder, write_atomically
-from sandshift.shim.headless import forget, forsaken
+from sandshift.shim.headless import forget, forsaken, unvisited
 from sandshift.shim.identity import started_ticks_of
 from sandshift.shim.late import load_rest, register_late
 from sandshift.shim.log import begin as log_begin
@@ -165,7 +165,8 @@ class ShimServer:
                 await drop_unused_disks(self.sandbox)
 
     async def run(self, listener: socket.socket, *, headless: bool = False) -> bool:
-        """Serve until ShutdownSandbox or a signal; `headless`: or until there is nothing left to do, which it answers."""
+        """Serve until ShutdownSandbox or a signal, or until there is nothing to do here, which it answers: for a `headless` shim
+        nothing any more; for another nobody ever came."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.shut_down.set)
@@ -180,10 +181,12 @@ class ShimServer:
         return nothing_left
 
     async def _until_shut_down(self, *, headless: bool) -> bool:
-        """Whether a headless shim has nothing left to do."""
-        waiting: list[asyncio.Task[Any]] = [asyncio.create_task(self.shut_down.wait(), name="shut down")]
-        if headless:
-            waiting.append(asyncio.create_task(forsaken(self.sandbox, self.desk), name="forsaken"))
+        """Whether there is nothing to do here."""
+        useless = forsaken(self.sandbox, self.desk) if headless else unvisited(self.server, self.sandbox)
+        waiting: list[asyncio.Task[Any]] = [
+            asyncio.create_task(self.shut_down.wait(), name="shut down"),
+            asyncio.create_task(useless, name="useless"),
+        ]
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         for task in waiting:
             task.cancel()
@@ -246,7 +249,7 @@ async def _serve(arguments: Arguments, config: Config, places: Places, listener:
     ours = bound(address)
     nothing_left = await server.run(listener, headless=arguments.headless)
     if nothing_left:
-        log.info("the session is over and nothing of sandbox %s is here: this shim ends itself", arguments.id)
+        log.info("nothing of sandbox %s is here and nobody asks for it: this shim ends itself", arguments.id)
     drop = functools.partial(forget, places) if nothing_left else None
     if not await asyncio.to_thread(withdraw, address, places.shim_pid_file, ours, drop):
         log.info("another shim of sandbox %s has begun: all is left to it", arguments.id)

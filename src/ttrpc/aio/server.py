@@ -77,6 +77,8 @@ class Server:
         self._stream_interceptors = tuple(stream_interceptors)
         self._inbox = inbox or InboxLimits()
         self._connections: set[ServerConnection] = set()
+        self.connections_taken = 0
+        """How many there were, since it began, from peers that are allowed."""
         self._room = asyncio.Semaphore(max_connections)
         self._listeners: list[_Listener] = []
         self._shutting_down = False
@@ -190,6 +192,7 @@ class Server:
             self._room.release()
 
     def _connection(self, peer: Peer | None, on_lost: Callable[[ServerConnection], None]) -> ServerConnection:
+        self.connections_taken += 1
         calls = ServerCalls(self._routes, calls_max=self._calls_max, inbox_limits=self._inbox)
         loop = asyncio.get_running_loop()
         return ServerConnection(loop, calls, FrameReader(), self._inbox, peer=peer, on_lost=on_lost)
