@@ -93,6 +93,8 @@ class SimLoop(asyncio.SelectorEventLoop):
         self._dead: set[str] = set()
         self._over = False
         self._tasks_held: list[asyncio.Task[Any]] = []
+        self._accepted: dict[str, list[socket.socket]] = {}
+        """By owner: one that has just been accepted is not yet waited on."""
         self.set_task_factory(self._make_task)
 
     def time(self) -> float:
@@ -112,6 +114,11 @@ class SimLoop(asyncio.SelectorEventLoop):
         except Exception as error:
             done.set_exception(error)
         return done
+
+    def _sock_accept(self, fut: asyncio.Future[Any], sock: socket.socket) -> None:
+        super()._sock_accept(fut, sock)  # type: ignore[misc]
+        if fut.done() and not fut.cancelled() and fut.exception() is None:
+            self._accepted.setdefault(OWNER.get(), []).append(fut.result()[0])
 
     def add_signal_handler(self, sig: int, callback: Any, *args: Any) -> None:  # type: ignore[override]
         """Signals are for real processes."""
@@ -133,6 +140,9 @@ class SimLoop(asyncio.SelectorEventLoop):
         self._scheduled = [handle for handle in self._scheduled if not handle._cancelled]  # type: ignore[attr-defined,has-type]
         heapq.heapify(self._scheduled)
         self._timer_cancelled_count = 0
+        for accepted in self._accepted.pop(owner, []):
+            if accepted.fileno() >= 0:
+                hang_up(accepted.fileno())
         for key in list(self.sim.get_map().values()):
             handles = [handle for handle in key.data if handle is not None]
             if handles and all(handle._context.get(OWNER, "world") == owner for handle in handles):
