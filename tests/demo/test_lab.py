@@ -24,6 +24,13 @@ def namespaces_of(lab_id: str) -> list[Path]:
     return list(Path("/run/netns").glob(f"{NAMESPACE_PREFIX}{lab_id}-*"))
 
 
+async def is_inside(pid: int, namespace: str) -> None:
+    """Wait until the process has entered: `ip netns exec` is still outside when it has been started."""
+    inside = (Path("/run/netns") / namespace).stat().st_ino
+    while Path(f"/proc/{pid}/ns/net").stat().st_ino != inside:
+        await asyncio.sleep(0.01)
+
+
 async def test_the_client_and_both_hosts_reach_each_other_across_the_switch(tmp_path):
     async with open_lab(labs_folder=tmp_path / "labs") as lab:
         for listening, calling in [
@@ -51,6 +58,7 @@ async def test_a_taken_down_lab_leaves_no_process_namespace_or_folder(tmp_path):
         outside = await asyncio.create_subprocess_exec(
             "sleep", "600", env=lab.host_b.environment, start_new_session=True
         )
+        await asyncio.wait_for(is_inside(inside.pid, lab.host_a.namespace), 5)
     assert await asyncio.wait_for(inside.wait(), 5) == -signal.SIGKILL
     assert await asyncio.wait_for(outside.wait(), 5) == -signal.SIGKILL
     assert namespaces_of(lab.topology.lab_id) == []
@@ -102,12 +110,14 @@ KILLED_MAKER = """
 import asyncio, os, signal, subprocess, sys
 from pathlib import Path
 from sandshift.cli.demo.lab import open_lab
+from tests.demo.test_lab import is_inside
 
 async def main():
     async with open_lab(labs_folder=Path(sys.argv[1])) as lab:
         left = subprocess.Popen(
             ["ip", "netns", "exec", lab.host_a.namespace, "sleep", "600"], start_new_session=True,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        await asyncio.wait_for(is_inside(left.pid, lab.host_a.namespace), 5)
         print(lab.topology.lab_id, left.pid, flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -119,6 +129,7 @@ async def test_what_a_killed_run_left_is_recognised_and_taken_down_by_the_next(t
     labs = tmp_path / "labs"
     ran = subprocess.run(
         [sys.executable, "-c", KILLED_MAKER, str(labs)],
+        cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
         check=False,
