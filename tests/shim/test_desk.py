@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -13,7 +14,9 @@ from sandshift.config import Limits
 from sandshift.sandbox import codec
 from sandshift.session import saved
 from sandshift.session.ids import SessionId
+from sandshift.shim.migration import desk
 from sandshift.shim.migration.desk import Desk
+from sandshift.shim.serve import ShimServer
 from sandshift.wire.containerd import sandbox_pb2
 from sandshift.wire.migration import messages_pb2 as m
 from sandshift.wire.sandshift import shim_pb2
@@ -41,9 +44,10 @@ class SlowGuest:
         return 7
 
 
-def desk_of(hosts: TwoHosts) -> Desk:
-    assert hosts.source.server is not None
-    return hosts.source.server.desk
+def desk_of(hosts: TwoHosts, side: Literal["source", "destination"] = "source") -> Desk:
+    server = getattr(hosts, side).server
+    assert isinstance(server, ShimServer)
+    return server.desk
 
 
 def run(hosts: TwoHosts, process_id: str) -> asyncio.Task[shim_pb2.RunProcessResponse]:
@@ -163,3 +167,21 @@ async def test_a_change_that_does_not_end_holds_no_session_up_for_ever(
         guest.may_answer.set()
         await running
         assert processes_in((await hosts.export()).config, hosts.session) == ["job"]
+
+
+async def test_a_session_that_was_finalized_and_never_cleaned_up_lets_its_sandbox_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An orchestrator that dies between Finalize and Cleanup would leave a guest in which nothing can be started."""
+    monkeypatch.setattr(desk, "ORPHAN_LOOK_S", 0.05)
+    async with two_hosts(tmp_path, Limits(orphan_s=0.5)) as hosts:
+        await hosts.ready()
+        await hosts.d.finalize(hosts.session, 2)
+        await hosts.s.finalize(hosts.session, 1)
+        async with asyncio.timeout(5):
+            while desk_of(hosts, "destination").active is not None or desk_of(hosts).active is not None:
+                await asyncio.sleep(0.05)
+        for client in (hosts.d, hosts.s):
+            await client.migration.cleanup(m.CleanupRequest(session_id=hosts.session))
+        request = shim_pb2.RunProcessRequest(process_id="job", args=["/bin/job"])
+        assert (await hosts.d.shim.run_process(request, timeout_s=10)).pid > 0

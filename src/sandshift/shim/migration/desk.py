@@ -423,7 +423,10 @@ class Desk:
         self._task_orphan = asyncio.create_task(self._watch_for_orphan(active), name="orphan")
 
     async def _watch_for_orphan(self, active: Source | Destination) -> None:
-        """No call, no subscriber, no transfer for long: before the blackout the session ends by itself (contract 5)."""
+        """No call, no subscriber, no transfer for long: before the blackout the session ends by itself (contract 5).
+
+        One that was finalized does so too: all that it still has to do is to let the sandbox go.
+        """
         while self.active is active:
             await asyncio.sleep(ORPHAN_LOOK_S)
             quiet_s = time.monotonic() - self._quiet_since_s
@@ -432,7 +435,7 @@ class Desk:
                 or self._subscribers
                 or active.session.state in (State.TRANSFERRING, State.SOCKET_WAITING)
             )
-            if busy or quiet_s < active.bounds.orphan_s or active.session.party.complete:
+            if busy or quiet_s < active.bounds.orphan_s or self._waits_for_decision(active):
                 continue
             log.warning(
                 "session %s: nobody has asked for %.0f s: it ends by itself",
@@ -444,8 +447,12 @@ class Desk:
             except SandshiftError as error:
                 log.warning("session %s could not be ended: %s", active.session.session_id, error)
 
+    def _waits_for_decision(self, active: Source | Destination) -> bool:
+        """The memory is complete, and nobody but an orchestrator knows where the guest is wanted."""
+        return active.session.party.complete and active.session.state is not State.FINALIZED
+
     async def _abandon(self, active: Source | Destination) -> None:
-        if self.active is active and not active.session.party.complete:
+        if self.active is active and not self._waits_for_decision(active):
             active.session.warnings.append("nobody asked for this session any more: it ended by itself")
             if active.session.state not in (State.FAILED, State.CANCELLED, State.FINALIZED):
                 await active.session.call(Call.CANCEL)
