@@ -445,7 +445,7 @@ class Interrupting(Terminal):
     """Ctrl-C comes while they look at the question; what they type afterwards is the right answer."""
 
     def readline(self, size: int | None = -1, /) -> str:
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         return super().readline(-1 if size is None else size)
 
 
@@ -454,7 +454,14 @@ def test_ctrl_c_at_the_question_of_force_resume_sends_nothing(
 ) -> None:
     farm.run_sandbox()._begin("move-1", Side.SOURCE, "TransferCompleted", Cell.RELEASED)
     monkeypatch.setattr("sys.stdin", Interrupting("move-1\n"))
-    ended = sandshift("session", "force-resume", "--config", farm.config("a"), SANDBOX, "--session", "move-1")
+    # Tests that run in the background of a script are born with SIGINT ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        ended = sandshift(
+            "session", "force-resume", "--config", farm.config("a"), SANDBOX, "--session", "move-1"
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert ended.status == 130
     assert ended.stderr.endswith("sandshift: interrupted\n")
     assert farm.world.called == []
