@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import ttrpc
-from sandshift.shim.migration import destination
+from sandshift.shim.migration import patience
 from sandshift.shim.migration.destination import Destination
 from sandshift.shim.migration.source import Source
 from sandshift.vmm.machine import MigrationInfo
@@ -136,7 +136,7 @@ async def test_a_transfer_that_failed_needs_no_haste_any_more(hosts: TwoHosts) -
 async def test_a_way_that_was_never_measured_counts_as_none(
     hosts: TwoHosts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(destination, "tcp_info", lambda *_: 0xFFFF_FFFF)
+    monkeypatch.setattr(patience, "tcp_info", lambda *_: 0xFFFF_FFFF)
     await hosts.ready()
     await hosts.d.finalize(hosts.session, RESUME)
     blackout = active_on(hosts.destination).report().blackout

@@ -15,7 +15,7 @@ from sandshift.errors import Rejected, Unavailable
 from sandshift.session.statement import frame
 from sandshift.shim.handed_socket import copy_descriptor, facts_of
 from sandshift.shim.migration.channel import UNSENT_BYTES_MAX, Channel, peer_of
-from sandshift.shim.migration.destination import received_bytes
+from sandshift.shim.migration.patience import received_bytes
 from sandshift.shim.migration.restoring import find_socket
 
 

@@ -15,9 +15,10 @@ from sandshift.session.phases import Outcome
 from sandshift.session.precopy import End
 from sandshift.session.right_model import Record
 from sandshift.session.states import State
+from sandshift.shim.migration.destination import Destination
 from sandshift.shim.migration.pacing import StopSending
 from sandshift.shim.migration.source import Source
-from sandshift.vmm.machine import ChannelSecurity, MigrationStatus, TransferSettings
+from sandshift.vmm.machine import ChannelSecurity, Machine, MigrationStatus, TransferSettings
 from sandshift.wire.migration import messages_pb2 as m
 from sandshift.wire.migration import options_pb2 as o
 from tests.shim.house import TwoHosts, channel, two_hosts
@@ -267,3 +268,51 @@ async def test_a_side_that_could_not_look_after_a_failed_step_looks_before_the_n
     active.books.write_records, active.look = write, look  # type: ignore[method-assign]
     await hosts.s.finalize(hosts.session, RESUME)
     assert hosts.runners() == ["source"]
+
+
+class Late:
+    """The destination's shim handles its VM's word of the end only when it is let."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.may_go_on = asyncio.Event()
+        whole = Destination._completed
+
+        async def late(destination: Destination, machine: Machine, at_us: int) -> None:
+            await self.may_go_on.wait()
+            await whole(destination, machine, at_us)
+
+        monkeypatch.setattr(Destination, "_completed", late)
+
+
+async def resumed_too_early(hosts: TwoHosts) -> asyncio.Task[None]:
+    """The source has told its caller that the destination has everything, and the destination does not know yet."""
+    await hosts.prepare()
+    await hosts.connect()
+    await hosts.s.migration.transfer_sandbox(m.TransferSandboxRequest(session_id=hosts.session), timeout_s=10)
+    resuming = asyncio.create_task(hosts.d.finalize(hosts.session, RESUME))
+    await asyncio.sleep(0.1)
+    assert not resuming.done()
+    return resuming
+
+
+async def test_a_resume_that_is_faster_than_the_destination_s_own_vm_waits_for_it(
+    hosts: TwoHosts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = Late(monkeypatch)
+    resuming = await resumed_too_early(hosts)
+    late.may_go_on.set()
+    await resuming
+    await hosts.s.finalize(hosts.session, STOP)
+
+
+async def test_a_cancel_ends_the_wait_of_a_resume_that_came_too_early(
+    hosts: TwoHosts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = Late(monkeypatch)
+    resuming = await resumed_too_early(hosts)
+    await hosts.d.migration.cancel(m.CancelRequest(session_id=hosts.session), timeout_s=5)
+    with pytest.raises(ttrpc.StatusError) as told:
+        await resuming
+    assert told.value.code is ttrpc.Code.FAILED_PRECONDITION
+    late.may_go_on.set()
+    await hosts.s.finalize(hosts.session, RESUME)

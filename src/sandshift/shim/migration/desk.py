@@ -294,6 +294,8 @@ class Desk:
 
     async def finalize(self, session_id: str, action: Action, receipt: bytes) -> None:
         self._refuse_while_cancelling(_finalize_call(action), session_id)
+        if action is Action.RESUME and is_destination(self.active) and session_id == self.standing.session_id:
+            await self.active.catch_up()
         await self._in_turn(self._finalize(session_id, action, receipt))
 
     async def _finalize(self, session_id: str, action: Action, receipt: bytes) -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
-import os
-import socket
-import struct
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -49,6 +47,7 @@ from sandshift.shim.migration.books import (
     PATCH_NOTE,
     STARTING_NOTE,
 )
+from sandshift.shim.migration.patience import Patience, has_ended, round_trip_us
 from sandshift.shim.migration.reporting import report_of
 from sandshift.shim.migration.session import MEMORY_DIFFERS
 from sandshift.shim.migration.side import POLL_S, EventQueue, SessionSide
@@ -70,19 +69,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-TCP_STATE: Final = struct.Struct("=B")
-TCP_STATE_AT: Final = 0
-TCP_ENDED: Final = (7, 8)
-"""TCP_CLOSE and TCP_CLOSE_WAIT. Source: include/net/tcp_states.h; tcpi_state is the first byte of struct tcp_info."""
-TCP_RTT: Final = struct.Struct("=I")
-TCP_RTT_AT: Final = 148
-"""Offset of tcpi_min_rtt, microseconds: tcpi_rtt still counts how long the last pass filled the buffers, 12 ms where the
-way took 0.1 (measured). Source: include/uapi/linux/tcp.h."""
-TCP_RTT_UNKNOWN: Final = 0xFFFF_FFFF
-"""tcpi_min_rtt of a connection on which nothing was measured yet."""
-TCP_BYTES_RECEIVED: Final = struct.Struct("=Q")
-TCP_BYTES_RECEIVED_AT: Final = 128
-"""Offset of tcpi_bytes_received in struct tcp_info. Source: include/uapi/linux/tcp.h."""
 HAS_RUN: Final = frozenset(
     (
         RunState.RUNNING,
@@ -214,7 +200,7 @@ class Destination(SessionSide):
         if not transfer.started or channel is None or channel.lost:
             return None
         if not transfer.arrived.is_set():
-            if tcp_info(channel.descriptor, TCP_STATE, TCP_STATE_AT) in TCP_ENDED:
+            if has_ended(channel.descriptor):
                 # QEMU says nothing of a connection that ends before its TLS session has begun.
                 return Outcome.PEER_LOST, "the channel was closed before the first byte came"
             return patience.deadline_is_over(time.monotonic() - self._began_s, self.deadline_s)
@@ -259,10 +245,22 @@ class Destination(SessionSide):
             self.end_transfer(Outcome.SUCCESS, "")
         self.books.note_soon(LOADED_NOTE, NUMBER.pack(at_us))  # The guest need not wait for it.
 
+    async def catch_up(self) -> None:
+        """If our VM has everything, wait until that is on record.
+
+        The source answers its caller once this VM has confirmed the end, and the caller may be here with RESUME before this
+        shim has handled the VM's own word of it. In turns a Cancel would have to wait for this: call it before.
+        """
+        machine = self.sandbox.machine
+        if machine is None or self.session.state not in (State.SOCKET_READY, State.TRANSFERRING):
+            return
+        with contextlib.suppress(SandshiftError):  # A VM that does not answer has not everything.
+            if (await machine.migration_info()).status is MigrationStatus.COMPLETED:
+                await asyncio.shield(self.session.transfer.done)
+
     def _measure_way(self) -> None:
         if self.session.channel is not None and not self.session.channel.lost:
-            rtt_us = tcp_info(self.session.channel.descriptor, TCP_RTT, TCP_RTT_AT)
-            self._round_trip_us = 0 if rtt_us is None or rtt_us == TCP_RTT_UNKNOWN else rtt_us
+            self._round_trip_us = round_trip_us(self.session.channel.descriptor)
 
     async def _source_agrees(self) -> bool:
         try:
@@ -452,47 +450,3 @@ class Destination(SessionSide):
         if self.options.checksum_verification and status is MigrationStatus.COMPLETED and not running:
             self._digest = await machine.memory_digest()
         return Restarted(vm_alive=True, vm_running=running, transfer=transfer_state(status))
-
-
-class Patience:
-    """How long a destination waits for bytes: the transfer's deadline, and a stall. Reads the kernel's count of the socket."""
-
-    def __init__(self, descriptor: int, stall_s: float) -> None:
-        self._descriptor = descriptor
-        self._stall_s = stall_s
-        self._began_s = time.monotonic()
-        self._received = -1
-        self._moved_at_s = self._began_s
-
-    def is_over(self, now_s: float, deadline_s: float) -> tuple[Outcome, str] | None:
-        received = received_bytes(self._descriptor)
-        if received is None or received != self._received:
-            self._received, self._moved_at_s = received if received is not None else -1, now_s
-        if over := self.deadline_is_over(now_s - self._began_s, deadline_s):
-            return over
-        if received is not None and now_s - self._moved_at_s > self._stall_s:
-            return Outcome.STALL, f"no byte came for {self._stall_s:g} s"
-        return None
-
-    def deadline_is_over(self, lasted_s: float, deadline_s: float) -> tuple[Outcome, str] | None:
-        if lasted_s > deadline_s:
-            return Outcome.DEADLINE, f"the transfer was not over within {deadline_s:g} s"
-        return None
-
-
-def received_bytes(descriptor: int) -> int | None:
-    """What the kernel has received on a TCP connection; None where it does not count (a Unix socket)."""
-    return tcp_info(descriptor, TCP_BYTES_RECEIVED, TCP_BYTES_RECEIVED_AT)
-
-
-def tcp_info(descriptor: int, field: struct.Struct, offset: int) -> int | None:
-    """One field of a TCP connection's TCP_INFO; None for what is no TCP connection, or is closed."""
-    try:
-        with socket.socket(fileno=os.dup(descriptor)) as held:
-            info = held.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, offset + field.size)
-    except OSError:
-        return None
-    if len(info) < offset + field.size:
-        return None
-    value: int = field.unpack_from(info, offset)[0]
-    return value
