@@ -115,7 +115,7 @@ CONTAINERD: Final = (pytest_stage("containerd", "-m", "containerd", bound_s=900)
 FULL: Final = (
     pytest_stage("full-tests", "-m", "full and not containerd", bound_s=2400),
     *CONTAINERD,
-    Stage("sim", (sys.executable, "-m", "tests.sim", "--seconds", "40"), bound_s=400),
+    Stage("sim", (sys.executable, "-m", "tests.sim", "--seconds", "120"), bound_s=500),
     Stage(
         "faults", (sys.executable, "-m", "tests.faults", "--sample", "12", "--seed", FAULTS_SEED), bound_s=900
     ),
