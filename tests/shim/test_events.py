@@ -91,7 +91,7 @@ async def test_a_shim_that_ends_sends_what_it_has_for_a_bounded_time(tmp_path: P
     assert containerd.topics == ["/tasks/start"]
     away = Publisher(str(tmp_path / "nobody.sock"), "default")
     away.publish("/tasks/start", start_of(1))
-    await asyncio.wait_for(away.close(0.05), 2)
+    await asyncio.wait_for(away.close(0.05), 10)
     await containerd.stop()
 
 
@@ -100,4 +100,4 @@ async def test_without_an_address_nothing_is_published():
     before = asyncio.all_tasks()
     publisher.publish("/tasks/start", start_of(1))
     assert asyncio.all_tasks() == before, "nobody sends"
-    await asyncio.wait_for(publisher.close(), 2)
+    await asyncio.wait_for(publisher.close(), 10)
