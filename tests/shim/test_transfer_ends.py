@@ -15,10 +15,12 @@ from sandshift.session.phases import Outcome
 from sandshift.session.precopy import End
 from sandshift.session.right_model import Record
 from sandshift.session.states import State
+from sandshift.shim.migration import source
+from sandshift.shim.migration.channel import Channel
 from sandshift.shim.migration.destination import Destination
 from sandshift.shim.migration.pacing import StopSending
 from sandshift.shim.migration.source import Source
-from sandshift.vmm.machine import ChannelSecurity, Machine, MigrationStatus, TransferSettings
+from sandshift.vmm.machine import ChannelSecurity, Machine, MigrationStatus, RunState, TransferSettings
 from sandshift.wire.migration import messages_pb2 as m
 from sandshift.wire.migration import options_pb2 as o
 from tests.shim.house import TwoHosts, channel, two_hosts
@@ -316,3 +318,51 @@ async def test_a_cancel_ends_the_wait_of_a_resume_that_came_too_early(
     assert told.value.code is ttrpc.Code.FAILED_PRECONDITION
     late.may_go_on.set()
     await hosts.s.finalize(hosts.session, RESUME)
+
+
+async def hung_in_its_channel(
+    hosts: TwoHosts, monkeypatch: pytest.MonkeyPatch, *, give_up_s: float
+) -> asyncio.Task[object]:
+    """The source's QEMU answers nothing until its channel is cut, as 10.0 does when that takes no byte any more."""
+    faults = hosts.source.process.faults
+    whole = Channel.cut
+
+    def cut(channel: Channel) -> None:
+        whole(channel)
+        faults.hang = False
+
+    monkeypatch.setattr(Channel, "cut", cut)
+    faults.stall, faults.give_up_s = True, give_up_s
+    await hosts.prepare()
+    await hosts.connect()
+    request = m.TransferSandboxRequest(session_id=hosts.session)
+    transfer = asyncio.create_task(hosts.s.migration.transfer_sandbox(request, timeout_s=20))
+    async with asyncio.timeout(10):
+        while source_of(hosts).session.state is not State.TRANSFERRING:
+            await asyncio.sleep(0.01)
+    faults.hang = True
+    return transfer
+
+
+async def test_a_vm_that_hangs_in_its_channel_is_freed_and_the_guest_stays(
+    hosts: TwoHosts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transfer = await hung_in_its_channel(hosts, monkeypatch, give_up_s=0.2)
+    with pytest.raises(ttrpc.StatusError, match="QEMU did not answer") as told:
+        await transfer
+    assert told.value.code is ttrpc.Code.UNAVAILABLE
+    await hosts.s.finalize(hosts.session, RESUME)
+    assert hosts.source.process.state is RunState.RUNNING
+
+
+async def test_a_cancel_frees_a_vm_that_hangs_in_its_channel(
+    hosts: TwoHosts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source, "HANGS_S", 0.2)
+    transfer = await hung_in_its_channel(hosts, monkeypatch, give_up_s=30.0)
+    await hosts.s.migration.cancel(m.CancelRequest(session_id=hosts.session), timeout_s=8)
+    with pytest.raises(ttrpc.StatusError) as told:
+        await transfer
+    assert told.value.code is ttrpc.Code.CANCELLED
+    await hosts.s.finalize(hosts.session, RESUME)
+    assert hosts.source.process.state is RunState.RUNNING

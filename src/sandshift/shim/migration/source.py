@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 
 LAST_LOOK_S: Final = 0.5
 """For QEMU's sums once its guest is gone; they are not worth waiting for."""
+HANGS_S: Final = 2.0
+"""A QEMU that has not answered for so long when its transfer is to end may wait for its channel."""
 LOOKED: Final = "LOOKED"
 """Our own event: the answer to a look at QEMU is here."""
 SENT_AWAY: Final = frozenset({RunState.FINISH_MIGRATE, RunState.POSTMIGRATE})
@@ -114,7 +116,9 @@ class Source(SessionSide):
                     await self._on_event(machine, pacer, events, event)
                 except Unavailable:
                     if not await ends(machine):
-                        raise  # Else its last events, which say why, are still to come.
+                        self.cut_unused_channel()  # See _info_or_cut.
+                        raise
+                    # Its last events, which say why, are still to come.
         except StopSending as rule:
             await self._give_up(machine, rule)
         finally:
@@ -324,7 +328,7 @@ class Source(SessionSide):
         if machine is None or not machine.alive:
             return None
         async with self._sending:  # Else a transfer would begin after this look, and go on.
-            before = (await self._own_info(machine)).status
+            before = (await self._info_or_cut(machine)).status
         if before in (MigrationStatus.NONE, MigrationStatus.FAILED, MigrationStatus.CANCELLED):
             return None
         if before is not MigrationStatus.COMPLETED:
@@ -336,6 +340,20 @@ class Source(SessionSide):
         if self.session.channel is not None:
             self.session.channel.cut()
         return ChannelLost()
+
+    async def _info_or_cut(self, machine: Machine) -> MigrationInfo:
+        """`_own_info` for a transfer that is to end; a QEMU that says nothing has its channel cut first.
+
+        QEMU 10.0 with auto-converge hangs as a whole, its guest too, 5 s after its channel has begun to take nothing: a timer
+        of its main loop (cpu_throttle_dirty_sync_timer_tick) waits for the lock under which the migration's thread sends.
+        It goes on as soon as that thread's sendmsg fails.
+        """
+        try:
+            async with asyncio.timeout(HANGS_S):
+                return await self._own_info(machine)
+        except (TimeoutError, Unavailable):
+            self.cut_unused_channel()
+            return await self._own_info(machine)
 
     async def _own_info(self, machine: Machine) -> MigrationInfo:
         """What QEMU says of this session's transfer.
