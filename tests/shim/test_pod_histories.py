@@ -34,6 +34,8 @@ class History:
         self.there: list[Bundle] = [make(name, ["flood"]) for name in NAMES]
         self.here: list[Bundle] = []
         self.attempt = 0
+        self.streams: list[tuple[bytes, bytes]] = []
+        """What came of each container before the move and after it."""
 
     async def perhaps_kill(self) -> None:
         """One shim, both or neither, and their callers connect again."""
@@ -94,7 +96,6 @@ class History:
             await bundle.stdout.until(len(bundle.stdout.data) + MANY)
 
     async def finish(self) -> None:
-
         await self.finalize("d", RESUME)
         await self.perhaps_kill()
         await self.finalize("s", STOP)
@@ -102,7 +103,7 @@ class History:
         for before, after in zip(self.there, self.here, strict=True):
             before.stdout.let_go()
             first = await before.stdout.all()
-            assert len(lines(first + await after.stdout.until(2 * MANY))) * 9 > len(first) + 2 * MANY - 9
+            self.streams.append((first, await after.stdout.until(2 * MANY)))
 
     async def finalize(self, side: str, action: int) -> None:
         """As an orchestrator does it: the other side's statement is carried where the shims do not find each other."""
@@ -148,3 +149,7 @@ async def test_output_is_one_stream_whatever_happens_on_the_way(
             await history.turn_back()
         await history.come(until=5)
         await history.finish()
+        assert hosts.runners() == ["destination"]
+        assert len(history.streams) == len(NAMES)
+        for before, after in history.streams:
+            assert len(lines(before + after)) * 9 > len(before) + 2 * MANY - 9

@@ -219,6 +219,7 @@ async def test_an_id_is_given_once(client: HostClient, make):
     await refused(
         client.task.create(bundle.create_request()), ttrpc.Code.ALREADY_EXISTS, "'c1' is in sandbox box"
     )
+    assert await status(client, "c1") == "CREATED"
 
 
 async def test_a_creation_that_fails_leaves_nothing(client: HostClient, host: FakeHost, make, containerd):
@@ -295,6 +296,8 @@ async def test_exec_needs_a_running_container_and_a_free_id(client: HostClient, 
         ttrpc.Code.ALREADY_EXISTS,
         "exec session 'e1' already",
     )
+    assert await status(client, "c1") == "RUNNING"
+    assert await status(client, "c1", "e1") == "CREATED"
 
 
 async def test_when_the_init_ends_its_exec_sessions_end(client: HostClient, make, containerd: Containerd):

@@ -304,7 +304,9 @@ async def test_a_resume_that_is_faster_than_the_destination_s_own_vm_waits_for_i
     resuming = await resumed_too_early(hosts)
     late.may_go_on.set()
     await resuming
+    assert hosts.runners() == ["destination"]
     await hosts.s.finalize(hosts.session, STOP)
+    assert not hosts.source.process.alive
 
 
 async def test_a_cancel_ends_the_wait_of_a_resume_that_came_too_early(
@@ -318,6 +320,7 @@ async def test_a_cancel_ends_the_wait_of_a_resume_that_came_too_early(
     assert told.value.code is ttrpc.Code.FAILED_PRECONDITION
     late.may_go_on.set()
     await hosts.s.finalize(hosts.session, RESUME)
+    assert hosts.runners() == ["source"]
 
 
 async def hung_in_its_channel(

@@ -128,9 +128,12 @@ def test_sockets_may_lie_deeper_than_an_address_is_long(tmp_path: Path) -> None:
     with listen_unix(folder / "qmp") as listener, socket.socket(socket.AF_UNIX) as client:
         connect_unix(client, folder / "qmp")
         accepted, _ = listener.accept()
-        accepted.close()
-    with listen_unix(folder / "qmp"):
-        pass
+        with accepted:
+            client.sendall(b"hello")
+            assert accepted.recv(5) == b"hello"
+    with listen_unix(folder / "qmp"), socket.socket(socket.AF_UNIX) as client:
+        connect_unix(client, folder / "qmp")
+        assert (folder / "qmp").is_socket(), "what an earlier one left was in nobody's way"
 
 
 def test_only_the_end_of_a_long_text_is_read(tmp_path: Path) -> None:

@@ -117,13 +117,23 @@ class TestQemuMachine(MachineSuite):
         device, source = extra_disk(tmp_path)
         half = replace(device, id="disk8", address="0:0:8")
         machine = await rig.vmm.start(rig.spec("plugged"))
+
+        async def nodes() -> set[str]:
+            found = await machine._control.qmp.execute("query-named-block-nodes", {"flat": True})
+            return {node["node-name"] for node in found}
+
         try:
+            before = await nodes()
             await machine._control.do("open", "blockdev-add", drive(half, source.path))
+            assert await nodes() > before
             for one in (device, half):
                 machine._spec = with_disk(machine._spec, one, DiskSource(one.id, source.path))
                 await machine.detach_disk(one.id)
+                assert f"{one.id}-node" not in await nodes()
                 await machine.attach_disk(one, DiskSource(one.id, source.path))
+                assert f"{one.id}-node" in await nodes()
                 await machine.detach_disk(one.id)
+            assert await nodes() == before
         finally:
             await machine.destroy()
 

@@ -83,4 +83,5 @@ async def unread() -> None:
 @pytest.mark.parametrize("work", [conversation, ends, unread], ids=lambda work: work.__name__)
 def test_it_works_on_uvloop(work) -> None:  # type: ignore[no-untyped-def]
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(work())
+        runner.run(work())  # Each asserts what it is about.
+        assert isinstance(runner.get_loop(), uvloop.Loop)
